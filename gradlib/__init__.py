@@ -1,0 +1,31 @@
+"""gradlib: partial derivatives and batched Jacobians of NLP models on NumPy and CuPy arrays.
+
+import gradlib as gl
+gl.grad(f)(x)               gradient of a scalar function
+gl.batch_jacobian(f)(x)     (B, *in) -> (B, *out) becomes (B, *out, *in)
+"""
+
+from importlib import import_module as _import_module
+from typing import Any as _Any
+
+from . import nn, optim
+from .check import check_grads
+from .device import to_device
+from .jacobian.batched import batch_jacobian, per_sample_grad
+from .jacobian.dense import hessian, jacfwd, jacobian, jacrev
+from .ops.cross_entropy import cross_entropy
+from .ops.csr import CSR
+from .ops.dropout import Generator, dropout
+from .ops.elementwise import elu, erf, gelu, leaky_relu, relu, sigmoid, silu, softplus
+from .ops.elementwise import tanh_ as tanh
+from .ops.linear import linear
+from .ops.softmax import log_softmax, logsumexp, softmax
+from .transforms import grad, hvp, jvp, linearize, stop_gradient, value_and_grad, vjp
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> _Any:
+    if name == "text":  # needs scikit-learn, which takes longer to import than all the rest
+        return _import_module("gradlib.text")
+    raise AttributeError(f"module 'gradlib' has no attribute {name!r}")

@@ -1,0 +1,62 @@
+"""check_grads: derivatives against central differences, along random directions, to any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import tree
+from .transforms import jvp, vjp
+
+
+def _randn_like(x: Any, rng: np.random.Generator) -> Any:
+    x = np.asarray(x)
+    return rng.standard_normal(x.shape).astype(x.dtype)
+
+
+def _dot(a: Any, b: Any) -> float:
+    pairs = zip(tree.flatten(a)[0], tree.flatten(b)[0], strict=True)
+    return float(sum(np.vdot(np.asarray(x, float), np.asarray(y, float)) for x, y in pairs))
+
+
+def _compare(what: str, order: int, got: float, want: float, atol: float, rtol: float) -> None:
+    if not abs(got - want) <= atol + rtol * abs(want):
+        raise AssertionError(f"check_grads: {what} of order {order} gives {got:.10g}, central differences {want:.10g}")
+
+
+def check_grads(
+    f: Callable[..., Any],
+    args: tuple,
+    order: int = 2,
+    modes: tuple[str, ...] = ("fwd", "rev"),
+    *,
+    eps: float = 1e-5,
+    atol: float = 1e-6,
+    rtol: float = 1e-5,
+    seed: int = 0,
+) -> None:
+    """Raise AssertionError unless f's derivatives up to `order` agree with central differences.
+
+    f takes and returns pytrees of float64 NumPy arrays; one random direction an order and mode. With t a random
+    tangent and c a random cotangent, ⟨c, jvp(t)⟩ and ⟨vjp(c), t⟩ are compared with ⟨c, (f(x+εt) - f(x-εt)) / 2ε⟩.
+
+    >>> import gradlib as gl, numpy as np
+    >>> gl.check_grads(np.sin, (np.linspace(0, 1, 5),))
+    """
+    rng = np.random.default_rng(seed)
+    args = tuple(tree.map(lambda x: np.asarray(x, np.float64), a) for a in args)
+    tangents = tree.map(lambda x: _randn_like(x, rng), args)
+    ahead, behind = (f(*tree.map(lambda x, t: x + sign * eps * t, args, tangents)) for sign in (1, -1))
+    y = f(*args)
+    c = tree.map(lambda v: _randn_like(v, rng), y)
+    want = _dot(c, tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / (2 * eps), ahead, behind))
+    if "fwd" in modes:
+        _compare("jvp", 1, _dot(c, jvp(f, args, tangents)[1]), want, atol, rtol)
+    if "rev" in modes:
+        _compare("vjp", 1, _dot(vjp(f, *args)[1](c), tangents), want, atol, rtol)
+    if order > 1:
+        derivatives = {"fwd": lambda *x: jvp(f, x, tangents)[1], "rev": lambda *x: vjp(f, *x)[1](c)}
+        for mode in modes:
+            check_grads(derivatives[mode], args, order - 1, modes, eps=eps, atol=atol, rtol=rtol, seed=seed + 1)

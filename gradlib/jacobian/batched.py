@@ -1,0 +1,305 @@
+"""Jacobians sample by sample: batch_jacobian and per_sample_grad.
+
+The function works on the whole batch and is called once. Where no samples mix, the cotangent e_v of every sample can
+travel in one stack: V = outputs of one sample, not of the batch. Where a value shared by all samples (a parameter)
+meets a batched one, its cotangent keeps the samples: (V, B) merge into the stack and the rules below run unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from math import prod
+from typing import Any
+
+from .. import tree
+from ..op import describe, shape_of
+from ..ops.batching import UNKNOWN, Mixed, Tag
+from ..trace import Node, Trace, Traced, accumulate, call_vjp, module_of, sweep_forward, take_cotangent
+from ..transforms import Outputs, check_float, pick
+from .dense import check_mode, in_chunks, unit_stacks
+from .tags import check_output, follow, probe
+
+
+class Batched:
+    """One traced call of a batched function: every array argument traced, batched ones tagged."""
+
+    def __init__(self, name: str, f: Callable[..., Any], args: tuple, axes: tuple, wanted: tuple[int, ...], kw: dict):
+        self.name = name
+        leaves, structure = tree.flatten(args)
+        owner = [i for i, a in enumerate(args) for _ in tree.flatten(a)[0]]
+        paths = tree.paths(args)
+        self.samples = _batch_size(name, leaves, owner, axes, paths)
+        self.trace = Trace(self.samples)
+        self.leaves, self.slots, self.shared, tags = [], [], [], {}
+        inputs: list[Any] = []
+        for x, i, path in zip(leaves, owner, paths, strict=True):
+            if i in wanted:
+                x = check_float(name, x, lambda path=path: path)
+            elif module_of_or_none(x) is None:
+                inputs.append(x)
+                continue
+            traced = self.trace.wrap(x)
+            inputs.append(traced)
+            if axes[i] == 0:
+                tags[traced.slot] = Tag(-len(x.shape), 1)
+            if i in wanted:
+                self.leaves.append(x)
+                self.slots.append(traced.slot)
+                self.shared.append(axes[i] is None)
+        try:
+            self.outputs = Outputs(name, self.trace, f(*tree.unflatten(structure, inputs), **kw))
+        finally:
+            self.trace.alive = False
+        self.structures = [tree.flatten(args[i])[1] for i in wanted]
+        self.tags = follow(self.trace, tags)
+        self._check()
+
+    def _check(self) -> None:
+        unknown = []
+        for slot, y in zip(self.outputs.slots, self.outputs.values, strict=True):
+            tag = None if slot is None else self.tags[slot]
+            check_output(self.name, tag, shape_of(y), self.samples)
+            unknown += [slot] if tag == UNKNOWN else []
+        batched = [(s, x) for s, x, shared in zip(self.slots, self.leaves, self.shared, strict=True) if not shared]
+        if unknown and batched:
+            probe(self.name, self.trace, [s for s, _ in batched], [x for _, x in batched], unknown, self.samples)
+
+    def rebuild(self, leaves: list[Any]) -> list[Any]:
+        """Leaves of the wanted arguments as their trees."""
+        trees, at = [], 0
+        for structure in self.structures:
+            n = structure.num_leaves
+            trees.append(tree.unflatten(structure, leaves[at : at + n]))
+            at += n
+        return trees
+
+
+def module_of_or_none(x: Any) -> Any:
+    """The array module of an argument leaf, None for what is not an array."""
+    from ..device import array_module
+
+    return x.module if type(x) is Traced else array_module(x)
+
+
+def _batch_size(name: str, leaves: list, owner: list, axes: tuple, paths: list[str]) -> int:
+    """The common first axis of the batched arguments; ValueError naming the one that differs."""
+    size = None
+    for x, i, path in zip(leaves, owner, paths, strict=True):
+        if axes[i] is None:
+            continue
+        if not shape_of(x):
+            raise ValueError(f"{name}: expected a batch axis first in argument{path}, got {describe(x)}")
+        if size is None:
+            size, first = x.shape[0], path
+        elif x.shape[0] != size:
+            raise ValueError(f"{name}: argument{first} has {size} samples, argument{path} has {x.shape[0]}")
+    if size is None:
+        raise ValueError(f"{name}: expected at least one argument with a batch axis (in_axes=0)")
+    return size
+
+
+def sweep_samples(call: Batched, cotangents: dict[int, Any]) -> dict[int, Any]:
+    """Reverse sweep that keeps samples apart: shared slots end with stacks [V * B, *x], batched ones with [V, *x]."""
+    trace, tags = call.trace, call.tags
+    for node in reversed(trace.nodes):
+        dy = take_cotangent(trace, node, cotangents)
+        if dy is None or node.op.vjp is None:
+            continue
+        here = tags[node.slot]
+        meets = here is not None
+        shared = tuple(p >= 0 and meets and tags[p] is None for p in node.parents)
+        plain = tuple(p >= 0 and not s for p, s in zip(node.parents, shared, strict=True))
+        for need, rule in ((plain, call_vjp), (shared, lambda n, d, need: _vjp_each(call, n, d, need))):
+            if any(need):
+                for slot, ok, dx in zip(node.parents, need, rule(node, dy, need), strict=True):
+                    if ok and dx is not None:
+                        accumulate(trace, cotangents, slot, dx)
+    return cotangents
+
+
+def _vjp_each(call: Batched, node: Node, dy: Any, need: tuple[bool, ...]) -> Any:
+    """Cotangents of shared inputs, one a sample: the op's fast rule, or its vjp on a stack one-hot in the sample."""
+    tag = call.tags[node.slot]
+    if type(tag) is Mixed or tag == UNKNOWN or type(dy) is tuple:
+        raise NotImplementedError(
+            f"{call.name}: no rule tells where {node.op.name} keeps the batch axis, so samples cannot be kept apart"
+        )
+    if node.op.vjp_each is not None and tag.rows == 1:
+        result = node.op.vjp_each(node.xp, node.saved, dy, need, tag.axis, **node.static)
+        if result is not None:
+            return result
+    xp, v = module_of(dy), dy.shape[0]
+    axis, b = dy.ndim + tag.axis, call.samples
+    owner = xp.arange(b * tag.rows) // tag.rows
+    hot = (owner == xp.arange(b)[:, None]).astype(dy.dtype)
+    hot = hot.reshape(1, b, *(1,) * (axis - 1), b * tag.rows, *(1,) * (dy.ndim - axis - 1))
+    return call_vjp(node, (xp.expand_dims(dy, 1) * hot).reshape(v * b, *dy.shape[1:]), need)
+
+
+def _sample_units(outputs: Outputs, start: int, stop: int, samples: int) -> list[Any]:
+    """Cotangent stacks [V, B, *out] with the same unit vector for every sample."""
+    rows = unit_stacks([y[0] if samples else module_of(y).zeros(y.shape[1:]) for y in outputs.values], start, stop)
+    stacks = []
+    for r, y in zip(rows, outputs.values, strict=True):
+        xp = module_of(y)
+        wide = xp.broadcast_to(xp.expand_dims(r, 1), (r.shape[0], samples, *r.shape[1:]))
+        stacks.append(wide if wide.dtype == y.dtype else wide.astype(y.dtype))
+    return stacks
+
+
+def _pull_samples(call: Batched, stacks: list[Any]) -> list[Any]:
+    """Cotangent stacks of the outputs -> [V, B, *x] for each wanted leaf, batched or shared."""
+    cotangents: dict[int, Any] = {}
+    v = stacks[0].shape[0]
+    for slot, d in zip(call.outputs.slots, stacks, strict=True):
+        if slot is not None:
+            accumulate(call.trace, cotangents, slot, d)
+    found = sweep_samples(call, cotangents)
+    result = []
+    for slot, x, shared in zip(call.slots, call.leaves, call.shared, strict=True):
+        shape = (v, call.samples, *(x.shape if shared else x.shape[1:]))
+        d = found.get(slot)
+        result.append(module_of(x).zeros(shape, x.dtype) if d is None else d.reshape(shape))
+    return result
+
+
+def _push_samples(call: Batched, start: int, stop: int) -> list[list[Any]]:
+    """[output leaf][input leaf]: [V, B, *y], the same unit tangent for every sample; batched inputs only."""
+    units = unit_stacks([x[0] for x in call.leaves], start, stop)
+    tangents = {}
+    for slot, x, u in zip(call.slots, call.leaves, units, strict=True):
+        xp = module_of(x)
+        tangents[slot] = xp.broadcast_to(xp.expand_dims(u, 1), (u.shape[0], *x.shape))
+    found = sweep_forward(call.trace, tangents)
+    result = []
+    for slot, y in zip(call.outputs.slots, call.outputs.values, strict=True):
+        d = None if slot is None else found.get(slot)
+        result.append(module_of(y).zeros((stop - start, *y.shape), y.dtype) if d is None else d)
+    return result
+
+
+def _batch_first(d: Any, stack_shape: tuple[int, ...], xp: Any) -> Any:
+    """[V, B, *x] with V = prod(stack_shape) -> (B, *stack_shape, *x), C-contiguous."""
+    moved = xp.ascontiguousarray(xp.moveaxis(d, 0, 1))
+    return moved.reshape(moved.shape[0], *stack_shape, *moved.shape[2:])
+
+
+def _reverse(call: Batched, chunk_size: int | None) -> list[list[Any]]:
+    values = call.outputs.values
+    sizes = [prod(y.shape[1:]) for y in values]
+    stacks = in_chunks(
+        sum(sizes), chunk_size, lambda a, b: _pull_samples(call, _sample_units(call.outputs, a, b, call.samples))
+    )
+    rows, at = [], 0
+    for y, n in zip(values, sizes, strict=True):
+        rows.append([_batch_first(d[at : at + n], y.shape[1:], module_of(y)) for d in stacks])
+        at += n
+    return rows
+
+
+def _forward(call: Batched, chunk_size: int | None) -> list[list[Any]]:
+    sizes = [prod(x.shape[1:]) for x in call.leaves]
+    stacks = in_chunks(sum(sizes), chunk_size, lambda a, b: _push_samples(call, a, b))
+    rows = []
+    for d in stacks:
+        xp, at, row = module_of(d), 0, []
+        for x, n in zip(call.leaves, sizes, strict=True):
+            part = xp.ascontiguousarray(xp.moveaxis(d[at : at + n], 0, -1))
+            row.append(part.reshape(*part.shape[:-1], *x.shape[1:]))
+            at += n
+        rows.append(row)
+    return rows
+
+
+def _axes(name: str, in_axes: Any, count: int) -> tuple:
+    axes = in_axes if isinstance(in_axes, (tuple, list)) else (in_axes,) * count
+    if len(axes) != count or any(a not in (0, None) for a in axes):
+        raise ValueError(
+            f"{name}: expected in_axes 0, None or one of them for each of {count} arguments, got {in_axes}"
+        )
+    return tuple(axes)
+
+
+def _wanted(name: str, argnums: Any, args: tuple) -> tuple[int, ...]:
+    pick(lambda *a: None, argnums, args, {}, name)
+    return tuple(n % len(args) for n in (argnums if isinstance(argnums, tuple) else (argnums,)))
+
+
+def batch_jacobian(
+    f: Callable[..., Any],
+    argnums: int | tuple[int, ...] = 0,
+    *,
+    in_axes: Any = 0,
+    mode: str = "auto",
+    chunk_size: int | None = None,
+) -> Callable[..., Any]:
+    """Function that gives the Jacobian of every sample: (B, *in) -> (B, *out) becomes (B, *out, *in), C-contiguous.
+
+    f works on the whole batch and is called once. `in_axes` says for each argument whether its first axis is the
+    batch (0) or it is shared by all samples (None); a shared argument named by `argnums` gives (B, *out, *param).
+    `mode`: "rev", "fwd" or "auto"; `chunk_size` bounds the rows (or columns) swept at once.
+
+    Raises ValueError when f mixes samples (a mean over the batch, say), naming the operation, and when a result
+    lacks the batch axis.
+
+    >>> import gradlib as gl, numpy as np
+    >>> gl.batch_jacobian(np.square)(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    array([[[2., 0.],
+            [0., 4.]],
+    <BLANKLINE>
+           [[6., 0.],
+            [0., 8.]]])
+    """
+    check_mode("batch_jacobian", mode, chunk_size)
+
+    @wraps(f)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        axes = _axes("batch_jacobian", in_axes, len(args))
+        wanted = _wanted("batch_jacobian", argnums, args)
+        call = Batched("batch_jacobian", f, args, axes, wanted, kwargs)
+        entries_in = sum(prod(x.shape[1:]) for x in call.leaves)
+        entries_out = sum(prod(y.shape[1:]) for y in call.outputs.values)
+        forward = mode == "fwd" or (mode == "auto" and entries_in < entries_out)
+        if any(call.shared) or not call.samples:
+            if mode == "fwd" and any(call.shared):
+                raise ValueError("batch_jacobian: mode 'fwd' does not take shared arguments; use 'rev' or 'auto'")
+            forward = False
+        rows = (_forward if forward else _reverse)(call, chunk_size)
+        trees = [call.rebuild(row) for row in rows]
+        leaves = [tuple(t) if isinstance(argnums, tuple) else t[0] for t in trees]
+        return tree.unflatten(call.outputs.structure, leaves)
+
+    return wrapped
+
+
+def per_sample_grad(loss: Callable[..., Any], argnums: int | tuple[int, ...] = 0, in_axes: Any = None) -> Any:
+    """Function that gives the gradient of every sample's loss: each leaf (B, *param).
+
+    `loss` works on the whole batch and returns (B,). By default the arguments `argnums` names are shared by all
+    samples and the others batched; `in_axes` (0 or None for each argument) says otherwise.
+
+    >>> import gradlib as gl, numpy as np
+    >>> loss = lambda w, x: (x @ w) ** 2
+    >>> gl.per_sample_grad(loss)(np.array([1.0, 1.0]), np.array([[1.0, 0.0], [0.0, 2.0]]))
+    array([[2., 0.],
+           [0., 8.]])
+    """
+
+    @wraps(loss)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        wanted = _wanted("per_sample_grad", argnums, args)
+        default = tuple(None if i in wanted else 0 for i in range(len(args)))
+        axes = _axes("per_sample_grad", default if in_axes is None else in_axes, len(args))
+        call = Batched("per_sample_grad", loss, args, axes, wanted, kwargs)
+        for y in call.outputs.values:
+            if len(y.shape) != 1 or len(call.outputs.values) != 1:
+                raise ValueError(
+                    f"per_sample_grad: expected the function to return one loss a sample, shape ({call.samples},), "
+                    f"got {', '.join(map(describe, call.outputs.values))}"
+                )
+        ones = [module_of(y).ones((1, *y.shape), y.dtype) for y in call.outputs.values]
+        trees = call.rebuild([d[0] for d in _pull_samples(call, ones)])
+        return tuple(trees) if isinstance(argnums, tuple) else trees[0]
+
+    return wrapped

@@ -1,0 +1,118 @@
+"""Structured Jacobian blocks of single ops: what an op's `block` rule returns.
+
+A block is the Jacobian ∂y/∂x of one op at one point, for x of shape `x_shape` and y of shape `y_shape`, stored by
+its structure. Every class has
+
+    vjp(dy)      stack [V, *y] -> [V, *x]
+    jvp(dx)      stack [V, *x] -> [V, *y]
+    to_dense()   the array (*y, *x)
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from ..device import array_module
+
+
+class Block:
+    """Base: dense form by pushing the unit vectors of x forward."""
+
+    x_shape: tuple[int, ...]
+    y_shape: tuple[int, ...]
+    like: Any
+
+    def vjp(self, dy: Any) -> Any:
+        raise NotImplementedError
+
+    def jvp(self, dx: Any) -> Any:
+        raise NotImplementedError
+
+    def to_dense(self) -> Any:
+        """The Jacobian as an array (*y, *x)."""
+        xp, n = array_module(self.like), prod(self.x_shape)
+        columns = self.jvp(xp.eye(n, dtype=self.like.dtype).reshape(n, *self.x_shape))
+        return xp.moveaxis(columns, 0, -1).reshape(*self.y_shape, *self.x_shape)
+
+
+class Diagonal(Block):
+    """∂y_i/∂x_j = d_i δ_ij: elementwise ops. `d` has the shape of x and y."""
+
+    def __init__(self, d: Any) -> None:
+        self.d = self.like = d
+        self.x_shape = self.y_shape = d.shape
+
+    def vjp(self, dy: Any) -> Any:
+        return dy * self.d
+
+    jvp = vjp
+
+
+class DiagonalLowRank(Block):
+    """diag(d) - u vᵀ along `axis`, each row its own: softmax (d = u = v = y). d, u, v have the shape of x."""
+
+    def __init__(self, d: Any, u: Any, v: Any, axis: int) -> None:
+        self.d, self.u, self.v, self.axis = d, u, v, axis
+        self.like = u
+        self.x_shape = self.y_shape = u.shape
+
+    def _apply(self, s: Any, left: Any, right: Any) -> Any:
+        return s * self.d - left * (s * right).sum(axis=self.axis + 1, keepdims=True)
+
+    def vjp(self, dy: Any) -> Any:
+        return self._apply(dy, self.v, self.u)
+
+    def jvp(self, dx: Any) -> Any:
+        return self._apply(dx, self.u, self.v)
+
+
+class RowGradient(Block):
+    """y = one number a row of x along `axis`: ∂y_n/∂x_nc = g_nc (logsumexp). y has the shape of x without the axis."""
+
+    def __init__(self, g: Any, axis: int, keepdims: bool = False) -> None:
+        self.g = self.like = g
+        self.axis, self.keepdims = axis, keepdims
+        self.x_shape = g.shape
+        rest = (1,) if keepdims else ()
+        self.y_shape = (*g.shape[:axis], *rest, *g.shape[axis + 1 :])
+
+    def vjp(self, dy: Any) -> Any:
+        if not self.keepdims:
+            dy = array_module(self.g).expand_dims(dy, self.axis + 1)
+        return dy * self.g
+
+    def jvp(self, dx: Any) -> Any:
+        return (dx * self.g).sum(axis=self.axis + 1, keepdims=self.keepdims)
+
+
+class SharedDense(Block):
+    """y = (x @ w) * d: one matrix w (K, N) shared by all rows of x (..., K), d (..., N) or None for 1."""
+
+    def __init__(self, w: Any, lead: tuple[int, ...], d: Any = None) -> None:
+        self.w, self.d = w, d
+        self.like = w
+        self.x_shape, self.y_shape = (*lead, w.shape[0]), (*lead, w.shape[1])
+
+    def vjp(self, dy: Any) -> Any:
+        return (dy if self.d is None else dy * self.d) @ self.w.T
+
+    def jvp(self, dx: Any) -> Any:
+        y = dx @ self.w
+        return y if self.d is None else y * self.d
+
+
+class Kronecker(Block):
+    """y = (x @ w) * d seen from w (K, N): ∂y_bn/∂w_kj = x_bk δ_nj d_bn, the Kronecker product x ⊗ I. x (B, K)."""
+
+    def __init__(self, x: Any, n: int, d: Any = None) -> None:
+        self.x, self.d = x, d
+        self.like = x
+        self.x_shape, self.y_shape = (x.shape[1], n), (x.shape[0], n)
+
+    def vjp(self, dy: Any) -> Any:
+        return self.x.T @ (dy if self.d is None else dy * self.d)
+
+    def jvp(self, dx: Any) -> Any:
+        y = self.x @ dx
+        return y if self.d is None else y * self.d

@@ -1,0 +1,219 @@
+"""Op: one registered operation and its derivative rules.
+
+An op is written once, in plain array code:
+
+    check(*x, **static)                            the only place errors are raised; shapes, dtypes
+    forward(xp, *x, **static) -> y, saved          y may be a tuple
+    vjp(xp, saved, dy, need, **static)             dy [V, *y] -> one [V, *x] per input, None where need is False
+    jvp(xp, saved, dx, **static)                   dx a tuple of [V, *x], None = no tangent -> [V, *y]
+    block(xp, saved, i, **static)                  optional: the structured Jacobian of input i
+    vjp_each(xp, saved, dy, need, axis, **static)  optional: cotangents of shared inputs per sample, [V*B, *x]
+    batch(tags, shapes, static)                    optional: where the batch axis goes
+
+Every rule takes a stack of V cotangents or tangents at once and broadcasts what the forward pass saved over it.
+The statics reach the rules as keywords, so that `saved` holds arrays alone and can be traced in turn.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .device import EXTRA_ARRAYS, SCALARS, SIMULATING, array_module
+
+#: name -> Op, for the tests that walk over all of them.
+REGISTRY: dict[str, Op] = {}
+
+
+class Op:
+    """One operation with its rules; calling it computes, and records where an argument is traced."""
+
+    __slots__ = (
+        "_kernel",
+        "batch",
+        "block",
+        "check",
+        "forward",
+        "jvp",
+        "module",
+        "name",
+        "partials",
+        "vjp",
+        "vjp_each",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        forward: Callable[..., Any],
+        vjp: Callable[..., Any] | None = None,
+        jvp: Callable[..., Any] | None = None,
+        check: Callable[..., None] | None = None,
+        block: Callable[..., Any] | None = None,
+        vjp_each: Callable[..., Any] | None = None,
+        batch: Callable[..., Any] | None = None,
+        partials: tuple = (),
+        module: str | None = None,
+    ) -> None:
+        self.name, self.forward, self.vjp, self.jvp = name, forward, vjp, jvp
+        self.check, self.block, self.vjp_each, self.batch = check, block, vjp_each, batch
+        self.partials = partials  # of an elementwise op: partials[i](xp, *x, y, **static) is ∂y/∂x_i
+        self.module = module or forward.__module__.rpartition(".")[2]
+        self._kernel: Any = _UNSOUGHT
+        REGISTRY[name] = self
+
+    def __call__(self, *args: Any, **static: Any) -> Any:
+        return trace.apply(self, args, static)
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+    @property
+    def differentiable(self) -> bool:
+        return self.vjp is not None
+
+    @property
+    def kernel(self) -> Any:
+        """The op's ``Kernel`` in ``gradlib/kernels/<file>.py``, or None."""
+        if self._kernel is _UNSOUGHT:
+            try:
+                file = importlib.import_module(f"gradlib.kernels.{self.module}")
+            except ModuleNotFoundError as error:
+                if error.name != f"gradlib.kernels.{self.module}":
+                    raise
+                file = None
+            self._kernel = getattr(file, self.name, None)
+        return self._kernel
+
+    def run(self, rule: str, xp: Any, *args: Any, **static: Any) -> Any:
+        """Call forward, vjp or jvp: the kernel where arrays are on the GPU (or simulated), else the rule in `xp`."""
+        if type(xp) is not trace.Namespace and (xp is not np or SIMULATING.get()):
+            kernel = getattr(self.kernel, rule, None)
+            if kernel is not None:
+                result = kernel(xp, *args, **static)
+                if result is not NotImplemented:
+                    return result
+        return getattr(self, rule)(xp, *args, **static)
+
+
+_UNSOUGHT = object()
+
+
+def shape_of(x: Any) -> tuple[int, ...]:
+    """The shape of an array, () of a Python number."""
+    return getattr(x, "shape", ())
+
+
+def describe(x: Any) -> str:
+    """How error messages name an argument: ``float32[100, 64]``, ``cupy float32[3]`` or ``str``."""
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        where = "" if array_module(x) in (np, None) else "cupy "
+        return f"{where}{x.dtype}[{', '.join(map(str, x.shape))}]"
+    return type(x).__name__
+
+
+def normalize_axis(name: str, axis: Any, ndim: int) -> int:
+    """A static axis as a non-negative int; TypeError or ValueError that names the op."""
+    try:
+        index = axis.__index__()
+    except AttributeError:
+        raise TypeError(f"{name}: expected an int as axis, got {type(axis).__name__}") from None
+    if not -ndim <= index < ndim:
+        raise ValueError(f"{name}: axis {index} is out of range for an array of {ndim} dimensions")
+    return index + ndim if index < 0 else index
+
+
+def normalize_axes(name: str, axis: Any, ndim: int) -> tuple[int, ...]:
+    """`axis` as NumPy's reductions take it (None, an int, a tuple) as a sorted tuple of non-negative ints."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = tuple(normalize_axis(name, a, ndim) for a in (axis if isinstance(axis, (tuple, list)) else (axis,)))
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"{name}: an axis occurs twice in {axis}")
+    return tuple(sorted(axes))
+
+
+def check_broadcast(name: str, *args: Any) -> None:
+    """Raise ValueError naming the op unless the arguments' shapes broadcast."""
+    shapes = [shape_of(a) for a in args]
+    first = shapes[0]
+    if all(s == first or not s for s in shapes):
+        return
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise ValueError(f"{name}: shapes do not broadcast: {' and '.join(map(describe, args))}") from None
+
+
+def unbroadcast(xp: Any, d: Any, shape: tuple[int, ...]) -> Any:
+    """Sum a stack d [V, *y.shape] down to [V, *shape], where an input of `shape` was broadcast to y."""
+    if d.shape[1:] == shape:
+        return d
+    lead = d.ndim - 1 - len(shape)
+    ones = [i + 1 + lead for i, n in enumerate(shape) if n == 1 and d.shape[i + 1 + lead] != 1]
+    axes = (*range(1, lead + 1), *ones)
+    if axes:
+        d = xp.sum(d, axis=axes)
+    return xp.reshape(d, (d.shape[0], *shape))
+
+
+def lift(xp: Any, d: Any, ndim: int) -> Any:
+    """A stack [V, *x.shape] with axes of size 1 behind V, so that x lines up with a result of rank `ndim`."""
+    return d if d.ndim == ndim + 1 else xp.reshape(d, (d.shape[0],) + (1,) * (ndim + 1 - d.ndim) + d.shape[1:])
+
+
+def find_module(name: str, values: Any) -> tuple[Any, bool]:
+    """(array module, whether any value is traced) of an op's arguments.
+
+    TypeError for arrays of two devices, and for dtypes that no op takes.
+    """
+    module, traced = None, False
+    for v in values:
+        kind = type(v)
+        if kind is np.ndarray:
+            if v.dtype.kind not in "fbiu":
+                raise TypeError(f"{name}: expected arrays of real numbers, got {describe(v)}")
+            if module is not None and module is not np and v.ndim:
+                raise _mixed(name, module, np)
+            if module is None:
+                module = np if v.ndim else module
+        elif kind is trace.Traced:
+            traced = True
+            here = v.module
+            if module is not None and here is not module:
+                raise _mixed(name, module, here)
+            module = here
+        elif kind in SCALARS or v is None:
+            continue
+        else:
+            here = array_module(v)
+            if here is None:
+                raise TypeError(f"{name}: expected arrays or numbers, got {kind.__name__}")
+            if here is np:
+                if v.dtype.kind not in "fbiu":
+                    raise TypeError(f"{name}: expected arrays of real numbers, got {describe(v)}")
+                continue
+            if module is not None and here is not module:
+                raise _mixed(name, module, here)
+            module = here
+    return (np if module is None else module), traced
+
+
+def _mixed(name: str, a: Any, b: Any) -> TypeError:
+    names = sorted({a.__name__, b.__name__})
+    return TypeError(
+        f"{name}: arguments live on different devices ({' and '.join(names)}); create arrays on the device of another "
+        "array with np.asarray(x, like=that_array), or move whole trees with gl.to_device"
+    )
+
+
+def register_array_type(kind: type, module: Any) -> None:
+    """Let arrays of class `kind` pass through the ops, with `module` as their array module."""
+    EXTRA_ARRAYS[kind] = module
+
+
+from . import trace  # noqa: E402  (op and trace need each other; the names are used only when called)

@@ -1,0 +1,175 @@
+"""Elementwise ops of several arguments: arithmetic, extrema, where, clip. Rules follow from the partials alone.
+
+Conventions where a function has no derivative: ties of `maximum` and `minimum` share it equally; x**y at x = 0 has
+∂/∂x = 0 for y = 0 and ∂/∂y = 0; `clip` passes it at both bounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..op import Op, check_broadcast, lift, shape_of, unbroadcast
+from ..trace import HANDLERS
+from .batching import elementwise_batch
+from .elementwise import elementwise, square
+
+add = elementwise("add", lambda xp, a, b: xp.add(a, b), 1, 1, module="arithmetic")
+subtract = elementwise("subtract", lambda xp, a, b: xp.subtract(a, b), 1, -1, module="arithmetic")
+multiply = elementwise(
+    "multiply", lambda xp, a, b: xp.multiply(a, b), lambda xp, a, b, y: b, lambda xp, a, b, y: a, module="arithmetic"
+)
+divide = elementwise(
+    "divide",
+    lambda xp, a, b: xp.divide(a, b),
+    lambda xp, a, b, y: 1 / b,
+    lambda xp, a, b, y: -y / b,
+    module="arithmetic",
+)
+
+
+def _power_da(xp: Any, a: Any, b: Any, y: Any) -> Any:
+    # b a^(b-1), and 0 where b = 0, also at a = 0
+    return b * xp.power(a, xp.where(xp.equal(b, 0), 1.0, b - 1))
+
+
+def _power_db(xp: Any, a: Any, b: Any, y: Any) -> Any:
+    # y log(a), and 0 where a = 0 (0^b stays 0 for b > 0)
+    return y * xp.log(xp.where(xp.equal(a, 0), 1.0, a))
+
+
+_power = elementwise("power", lambda xp, a, b: xp.power(a, b), _power_da, _power_db, module="arithmetic")
+
+
+def power(a: Any, b: Any) -> Any:
+    """a**b; a constant exponent of 2 takes the cheaper square."""
+    if type(b) in (int, float) and b == 2:
+        return square(a)
+    return _power(a, b)
+
+
+def _share(xp: Any, a: Any, b: Any, y: Any) -> Any:
+    mine, other = xp.equal(a, y), xp.equal(b, y)
+    return mine.astype(y.dtype) / xp.maximum(mine.astype(y.dtype) + other.astype(y.dtype), 1)
+
+
+def _extremum(name: str) -> Op:
+    return elementwise(
+        name,
+        lambda xp, a, b: getattr(xp, name)(a, b),
+        lambda xp, a, b, y: _share(xp, a, b, y),
+        lambda xp, a, b, y: _share(xp, b, a, y),
+        module="arithmetic",
+    )
+
+
+maximum, minimum, fmax, fmin = map(_extremum, ("maximum", "minimum", "fmax", "fmin"))
+hypot = elementwise(
+    "hypot",
+    lambda xp, a, b: xp.hypot(a, b),
+    lambda xp, a, b, y: a / xp.where(xp.equal(y, 0), 1.0, y),
+    lambda xp, a, b, y: b / xp.where(xp.equal(y, 0), 1.0, y),
+    module="arithmetic",
+)
+arctan2 = elementwise(
+    "arctan2",
+    lambda xp, a, b: xp.arctan2(a, b),
+    lambda xp, a, b, y: b / (a * a + b * b),
+    lambda xp, a, b, y: -a / (a * a + b * b),
+    module="arithmetic",
+)
+# log(exp(a) + exp(b)): partials exp(a - y), exp(b - y)
+logaddexp = elementwise(
+    "logaddexp",
+    lambda xp, a, b: xp.logaddexp(a, b),
+    lambda xp, a, b, y: _exp_difference(xp, a, y),
+    lambda xp, a, b, y: _exp_difference(xp, b, y),
+    module="arithmetic",
+)
+
+
+def _exp_difference(xp: Any, a: Any, y: Any) -> Any:
+    # at y = -inf (both arguments -inf) the difference is nan; no derivative passes there
+    return xp.exp(xp.where(xp.equal(a, -np.inf), -np.inf, a - xp.where(xp.equal(y, -np.inf), 0.0, y)))
+
+
+# where: the branch not taken passes exactly 0, even under an infinite cotangent (0 · inf would be nan).
+def _where_forward(xp: Any, c: Any, a: Any, b: Any) -> tuple:
+    y = xp.where(c, a, b)
+    return y, (c, a, b, y)
+
+
+def _where_vjp(xp: Any, saved: tuple, dy: Any, need: tuple) -> tuple:
+    c, a, b, _ = saved
+    da = unbroadcast(xp, xp.where(c, dy, 0), shape_of(a)) if need[1] else None
+    db = unbroadcast(xp, xp.where(c, 0, dy), shape_of(b)) if need[2] else None
+    return None, da, db
+
+
+def _where_jvp(xp: Any, saved: tuple, dx: tuple) -> Any:
+    c, _, _, y = saved
+    v = next(d.shape[0] for d in dx if d is not None)
+    da, db = [0 if d is None else lift(xp, d, y.ndim) for d in dx[1:]]
+    return xp.broadcast_to(xp.where(c, da, db), (v, *y.shape))
+
+
+_where = Op(
+    "where",
+    check=lambda c, a, b: check_broadcast("where", c, a, b),
+    forward=_where_forward,
+    vjp=_where_vjp,
+    jvp=_where_jvp,
+    batch=elementwise_batch,
+)
+
+
+def where(condition: Any, *branches: Any) -> Any:
+    if len(branches) != 2:
+        raise NotImplementedError(
+            "where: give both branches, np.where(condition, a, b); one argument has no derivative"
+        )
+    return _where(condition, *branches)
+
+
+def _clip_f(xp: Any, x: Any, *, low: float | None, high: float | None) -> Any:
+    return xp.clip(x, low, high)
+
+
+def _clip_df(xp: Any, x: Any, y: Any, *, low: float | None, high: float | None) -> Any:
+    return xp.equal(x, y).astype(y.dtype)
+
+
+_clip = elementwise("clip", _clip_f, _clip_df, module="arithmetic")
+
+
+def clip(a: Any, a_min: Any = None, a_max: Any = None, out: Any = None, *, min: Any = None, max: Any = None) -> Any:
+    """np.clip; array bounds are composed of `maximum` and `minimum`."""
+    if out is not None:
+        raise TypeError("clip: out= would lose the derivative of a traced array; use the result instead")
+    low, high = a_min if a_min is not None else min, a_max if a_max is not None else max
+    if all(b is None or type(b) in (int, float) for b in (low, high)):
+        return _clip(a, low=low, high=high)
+    a = a if low is None else maximum(a, low)
+    return a if high is None else minimum(a, high)
+
+
+HANDLERS.update(
+    {
+        np.add: add,
+        np.subtract: subtract,
+        np.multiply: multiply,
+        np.divide: divide,
+        np.power: power,
+        np.float_power: power,
+        np.maximum: maximum,
+        np.minimum: minimum,
+        np.fmax: fmax,
+        np.fmin: fmin,
+        np.hypot: hypot,
+        np.arctan2: arctan2,
+        np.logaddexp: logaddexp,
+        np.where: where,
+        np.clip: clip,
+    }
+)

@@ -1,0 +1,174 @@
+"""Cross-entropy of logits against integer labels, loss and gradient in one pass over the logits.
+
+    q = (1 - s) onehot(label) + s / C              the smoothed target, s = label_smoothing
+    loss_n = Σ_c q_c (logsumexp(x_n) - x_nc)       g_n = softmax(x_n) - q_n = ∂loss_n/∂x_n
+    dx = dy g / count                              count = number of rows not ignored for "mean", else 1
+
+Sources: Szegedy et al. 2016 (arXiv:1512.00567) for label smoothing; the convention for `ignore_index` and for the
+mean over rows that count is torch's. The logits are never normalised first: a softmax belongs after the loss.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..jacobian.blocks import RowGradient
+from ..op import Op, describe, shape_of
+from ..trace import Namespace, raw
+from .arithmetic import multiply
+from .batching import Mixed, Tag
+from .softmax import log_softmax, softmax
+
+
+def _valid(xp: Any, labels: Any, ignore_index: int | None) -> Any:
+    """Rows that count, and the labels with 0 where they do not."""
+    if ignore_index is None:
+        return None, labels
+    valid = xp.not_equal(labels, ignore_index)
+    return valid, xp.where(valid, labels, 0)
+
+
+def _onehot(xp: Any, labels: Any, classes: int, dtype: Any) -> Any:
+    return xp.equal(xp.expand_dims(labels, -1), xp.arange(classes)).astype(dtype)
+
+
+def _forward(
+    xp: Any, x: Any, labels: Any, *, reduction: str, ignore_index: int | None, label_smoothing: float
+) -> tuple:
+    classes, dtype = x.shape[-1], x.dtype
+    valid, labels = _valid(xp, labels, ignore_index)
+    target = _onehot(xp, labels, classes, dtype)
+    if label_smoothing:
+        target = target * (1 - label_smoothing) + label_smoothing / classes
+    rows, g = (_traced_rows if type(xp) is Namespace else _one_pass)(xp, x, target)
+    if valid is not None:
+        rows = xp.where(valid, rows, 0)
+        g = xp.where(xp.expand_dims(valid, -1), g, 0)
+    if reduction == "none":
+        return rows, (g, xp.ones((), dtype))
+    if reduction == "sum":
+        return xp.sum(rows), (g, xp.ones((), dtype))
+    count = xp.sum(xp.ones(labels.shape, dtype) if valid is None else valid.astype(dtype))
+    return xp.sum(rows) / count, (g, count)
+
+
+def _one_pass(xp: Any, x: Any, target: Any) -> tuple[Any, Any]:
+    """Row losses and gradients from one exponential of the logits; the entries of q that are 0 do not count."""
+    m = xp.maximum(xp.max(x, axis=-1, keepdims=True), float(np.finfo(x.dtype).min))
+    shifted = x - m
+    e = xp.exp(shifted)
+    total = xp.sum(e, axis=-1, keepdims=True)
+    total = xp.where(total == 0, 1, total)
+    rows = xp.sum(xp.where(target == 0, 0, target * (xp.log(total) - shifted)), axis=-1)
+    return rows, e / total - target
+
+
+def _traced_rows(xp: Any, x: Any, target: Any) -> tuple[Any, Any]:
+    """The same, of differentiable ops, for second and higher order."""
+    rows = -xp.sum(xp.where(xp.equal(target, 0), 0, multiply(target, log_softmax(x))), axis=-1)
+    return rows, softmax(x) - target
+
+
+def _scaled(xp: Any, saved: tuple) -> Any:
+    g, count = saved
+    return g / xp.maximum(count, 1)
+
+
+def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, reduction: str, **static: Any) -> tuple:
+    g = _scaled(xp, saved)
+    rows = xp.expand_dims(dy, -1) if reduction == "none" else xp.reshape(dy, (dy.shape[0],) + (1,) * g.ndim)
+    return (rows * g if need[0] else None, None)
+
+
+def _jvp(xp: Any, saved: tuple, dx: tuple, *, reduction: str, **static: Any) -> Any:
+    d = xp.sum(dx[0] * _scaled(xp, saved), axis=-1)
+    return d if reduction == "none" else xp.sum(d, axis=tuple(range(1, d.ndim)))
+
+
+def _block(xp: Any, saved: tuple, i: int, *, reduction: str, **static: Any) -> Any:
+    return RowGradient(_scaled(xp, saved), saved[0].ndim - 1) if i == 0 and reduction == "none" else None
+
+
+def _batch(tags: tuple, shapes: tuple, static: dict) -> Any:
+    x, labels = tags
+    behind = labels and Tag(labels.axis - 1, labels.rows)
+    tag = x or behind
+    if tag is None:
+        return None
+    if static["reduction"] != "none":
+        return Mixed("cross_entropy", f'sums over the batch axis: use reduction="none", not {static["reduction"]!r}')
+    if tag.axis == -1 or (x and behind and x != behind):
+        return Mixed("cross_entropy", "takes the batch axis for classes")
+    return Tag(tag.axis + 1, tag.rows)
+
+
+_cross_entropy = Op("cross_entropy", forward=_forward, vjp=_vjp, jvp=_jvp, block=_block, batch=_batch)
+
+
+def _check(logits: Any, labels: Any, reduction: str, ignore_index: int | None, label_smoothing: float) -> None:
+    if not hasattr(logits, "dtype") or logits.dtype.kind != "f" or not logits.ndim:
+        raise TypeError(f"cross_entropy: expected floating-point logits (..., C), got {describe(logits)}")
+    if not hasattr(labels, "dtype") or labels.dtype.kind not in "iu":
+        raise TypeError(f"cross_entropy: expected integer labels, got {describe(labels)}")
+    if shape_of(labels) != logits.shape[:-1]:
+        raise ValueError(
+            f"cross_entropy: expected labels of shape {logits.shape[:-1]} for logits {describe(logits)}, "
+            f"got {describe(labels)}"
+        )
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'cross_entropy: expected reduction "mean", "sum" or "none", got {reduction!r}')
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: expected 0 <= label_smoothing <= 1, got {label_smoothing}")
+    classes = logits.shape[-1]
+    if not classes:
+        raise ValueError(f"cross_entropy: expected at least one class, got {describe(logits)}")
+    if reduction == "mean" and not prod(shape_of(labels)):
+        raise ValueError(f"cross_entropy: the mean over an empty batch is not defined (logits {describe(logits)})")
+    _check_labels(raw(labels), classes, ignore_index, reduction)
+
+
+def _check_labels(labels: Any, classes: int, ignore_index: int | None, reduction: str) -> None:
+    """Labels in range; on the GPU too, since a wrong label would read outside the logits."""
+    if not labels.size:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low >= 0 and high < classes and ignore_index is None:
+        return
+    bad = (labels < 0) | (labels >= classes)
+    if ignore_index is not None:
+        bad &= labels != ignore_index
+        if reduction == "mean" and bool((labels == ignore_index).all()):
+            raise ValueError(f"cross_entropy: every label is ignore_index {ignore_index}: the mean is not defined")
+    if bool(bad.any()):
+        wrong = labels[bad].reshape(-1)[0]
+        raise ValueError(f"cross_entropy: label {int(wrong)} is out of range for {classes} classes")
+
+
+def cross_entropy(
+    logits: Any,
+    labels: Any,
+    *,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+) -> Any:
+    """Cross-entropy -log softmax(logits)[label], from logits (no softmax before it).
+
+    logits: (..., C) floating point. labels: (...) integers in [0, C). Rows whose label is `ignore_index` count
+    neither in the loss nor in its mean. `label_smoothing` s mixes the target with the uniform one. Returns a 0-d
+    array, or (...) for reduction="none", in nats.
+
+    Raises TypeError for other dtypes; ValueError for shapes that do not fit, labels out of range, a mean over
+    nothing, unknown reductions.
+
+    >>> import gradlib as gl, numpy as np
+    >>> round(float(gl.cross_entropy(np.zeros((1, 4)), np.array([2]))), 6)
+    1.386294
+    """
+    _check(logits, labels, reduction, ignore_index, label_smoothing)
+    return _cross_entropy(
+        logits, labels, reduction=reduction, ignore_index=ignore_index, label_smoothing=float(label_smoothing)
+    )

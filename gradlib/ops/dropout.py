@@ -1,0 +1,133 @@
+"""Dropout on a counter-based generator: the same mask on every device, recomputed in the backward pass, never stored.
+
+    u = Philox4x32-10(counter = (e // 4, call), key = seed)[e % 4]    for the e-th element in C order
+    y = x · (u ≥ rate · 2³²) / (1 - rate)
+
+Sources: Srivastava et al. 2014, "Dropout"; Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..op import Op, describe
+from ..trace import Namespace, module_of, raw
+
+# Multipliers of the two products, and the Weyl increments of the two key words.
+_M = (0xD2511F53, 0xCD9E8D57)
+_W = (0x9E3779B9, 0xBB67AE85)
+_LOW = 0xFFFFFFFF
+
+
+def philox(xp: Any, counter: tuple[Any, Any, Any, Any], key: tuple[Any, Any]) -> tuple[Any, Any, Any, Any]:
+    """Philox4x32-10 on uint64 arrays that hold 32-bit words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    low, shift = np.uint64(_LOW), np.uint64(32)
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(_M[0]), c2 * np.uint64(_M[1])
+        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ k0, p1 & low, (p0 >> shift) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + np.uint64(_W[0])) & low, (k1 + np.uint64(_W[1])) & low
+    return c0, c1, c2, c3
+
+
+def threshold(rate: float) -> int:
+    """A random word below it drops its element."""
+    return min(round(rate * 2**32), _LOW)
+
+
+def keep_mask(xp: Any, shape: tuple[int, ...], seed: Any, counter: Any, rate: float) -> Any:
+    """Bool array of `shape`: True where the element stays. seed, counter: 0-d uint64 arrays."""
+    n = int(np.prod(shape))
+    block = xp.arange((n + 3) // 4, dtype=np.uint64)
+    low, shift = np.uint64(_LOW), np.uint64(32)
+    one = xp.ones_like(block)
+    words = philox(
+        xp,
+        (block & low, block >> shift, one * (counter & low), one * (counter >> shift)),
+        (seed & low, seed >> shift),
+    )
+    return xp.reshape(xp.stack(words, axis=-1), (-1,))[:n].reshape(shape) >= np.uint64(threshold(rate))
+
+
+def _scale(xp: Any, like: Any, saved: tuple, rate: float) -> Any:
+    """mask / (1 - rate), made of plain numbers at every order."""
+    module = xp.module if isinstance(xp, Namespace) else xp
+    mask = keep_mask(module, like.shape, raw(saved[0]), raw(saved[1]), rate)
+    return mask.astype(like.dtype) * (1 / (1 - rate))
+
+
+class _Shaped:
+    """The shape and dtype of one member of a stack."""
+
+    def __init__(self, d: Any) -> None:
+        self.shape, self.dtype = d.shape[1:], d.dtype
+
+
+def _forward(xp: Any, x: Any, seed: Any, counter: Any, *, rate: float) -> tuple:
+    counter = counter.copy()  # the generator goes on counting in place
+    saved = (seed, counter)
+    return x * _scale(xp, x, saved, rate), saved
+
+
+def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, rate: float) -> tuple:
+    return dy * _scale(xp, _Shaped(dy), saved, rate), None, None
+
+
+def _jvp(xp: Any, saved: tuple, dx: tuple, *, rate: float) -> Any:
+    return dx[0] * _scale(xp, _Shaped(dx[0]), saved, rate)
+
+
+_dropout = Op(
+    "dropout",
+    forward=_forward,
+    vjp=_vjp,
+    jvp=_jvp,
+    batch=lambda tags, shapes, static: tags[0],
+)
+
+
+class Generator:
+    """A counter-based source of dropout masks: `seed` and `counter`, 0-d uint64 arrays on the device of `like`.
+
+    Each call of `gl.dropout` uses one value of the counter, so equal seeds and counters give equal masks everywhere.
+
+    >>> import gradlib as gl
+    >>> rng = gl.Generator(0)
+    >>> int(rng.counter)
+    0
+    """
+
+    def __init__(self, seed: int, like: Any = None) -> None:
+        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+            raise ValueError(f"Generator: expected a seed in [0, 2**64), got {seed!r}")
+        xp = np if like is None else module_of(like)
+        self.seed = xp.asarray(np.uint64(seed))
+        self.counter = xp.zeros((), np.uint64)
+
+    def __repr__(self) -> str:
+        return f"Generator(seed={int(self.seed)}, counter={int(self.counter)})"
+
+
+def dropout(x: Any, rate: float, rng: Generator) -> Any:
+    """x with each entry zeroed with probability `rate` and the others divided by 1 - rate.
+
+    x: any shape, floating point. `rng` counts one call on. Raises TypeError or ValueError for another `rng`, dtype or
+    a rate outside [0, 1).
+
+    >>> import gradlib as gl, numpy as np
+    >>> y = gl.dropout(np.ones(1000), 0.5, gl.Generator(0))
+    >>> sorted(set(y.tolist()))
+    [0.0, 2.0]
+    """
+    if not isinstance(rng, Generator):
+        raise TypeError(f"dropout: expected a gl.Generator as rng, got {type(rng).__name__}")
+    if not hasattr(x, "dtype") or x.dtype.kind != "f":
+        raise TypeError(f"dropout: expected a floating-point array, got {describe(x)}")
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout: expected 0 <= rate < 1, got {rate}")
+    y = _dropout(x, rng.seed, rng.counter, rate=float(rate))
+    rng.counter += np.uint64(1)
+    return y

@@ -1,0 +1,115 @@
+"""Joining and splitting: concatenate is an op of many arguments; the others are composed of it and of indexing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..op import Op, describe, normalize_axis, shape_of
+from ..trace import HANDLERS
+from .batching import Mixed, agree
+from .index import getitem
+from .reduce import refuse
+from .shape import atleast_1d, atleast_2d, expand_dims, ravel, reshape
+
+
+def _pieces(saved: tuple, axis: int) -> list[tuple]:
+    """For each argument its slice of the joined axis, behind the stack axis."""
+    cuts, at = [], 0
+    for x in saved:
+        n = x.shape[axis]
+        cuts.append((*[slice(None)] * (axis + 1), slice(at, at + n)))
+        at += n
+    return cuts
+
+
+def _forward(xp: Any, *x: Any, axis: int) -> tuple:
+    return xp.concatenate(x, axis=axis), x
+
+
+def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: int) -> tuple:
+    return tuple(dy[cut] if n else None for cut, n in zip(_pieces(saved, axis), need, strict=True))
+
+
+def _jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int) -> Any:
+    v = next(d.shape[0] for d in dx if d is not None)
+    parts = [xp.zeros((v, *x.shape), x.dtype) if d is None else d for x, d in zip(saved, dx, strict=True)]
+    return xp.concatenate(parts, axis=axis + 1)
+
+
+def _check(*x: Any, axis: int) -> None:
+    for other in x[1:]:
+        a, b = list(shape_of(x[0])), list(shape_of(other))
+        if len(a) != len(b) or a[:axis] + a[axis + 1 :] != b[:axis] + b[axis + 1 :]:
+            raise ValueError(f"concatenate: shapes differ beside axis {axis}: {describe(x[0])} and {describe(other)}")
+
+
+def _batch(tags: tuple, shapes: tuple, static: dict) -> Any:
+    tag = agree(tags, "concatenate")
+    if isinstance(tag, tuple) and not isinstance(tag, Mixed) and len(shapes[0]) + tag.axis == static["axis"]:
+        return Mixed("concatenate", "joins along the batch axis")
+    return tag
+
+
+_concatenate = Op("concatenate", check=_check, forward=_forward, vjp=_vjp, jvp=_jvp, batch=_batch)
+
+
+def concatenate(arrays: Any, axis: Any = 0, out: Any = None, **others: Any) -> Any:
+    refuse("concatenate", out, {k: v for k, v in others.items() if (k, v) != ("casting", "same_kind")})
+    arrays = [x if hasattr(x, "shape") else np.asarray(x) for x in arrays]
+    if axis is None:
+        arrays, axis = [ravel(x) for x in arrays], 0
+    return _concatenate(*arrays, axis=normalize_axis("concatenate", axis, len(shape_of(arrays[0]))))
+
+
+def stack(arrays: Any, axis: int = 0, out: Any = None, **others: Any) -> Any:
+    arrays = [x if hasattr(x, "shape") else np.asarray(x) for x in arrays]
+    for x in arrays:
+        if shape_of(x) != shape_of(arrays[0]):
+            raise ValueError(f"stack: expected equal shapes, got {describe(arrays[0])} and {describe(x)}")
+    return concatenate([expand_dims(x, axis) for x in arrays], axis, out, **others)
+
+
+def hstack(tup: Any, **others: Any) -> Any:
+    arrays = [atleast_1d(x) for x in tup]
+    return concatenate(arrays, 0 if len(shape_of(arrays[0])) == 1 else 1, **others)
+
+
+def vstack(tup: Any, **others: Any) -> Any:
+    return concatenate([atleast_2d(x) for x in tup], 0, **others)
+
+
+def column_stack(tup: Any) -> Any:
+    return concatenate([reshape(x, (-1, 1)) if len(shape_of(x)) < 2 else x for x in tup], 1)
+
+
+def array_split(ary: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
+    axis = normalize_axis("split", axis, len(shape_of(ary)))
+    bounds = np.array_split(np.arange(ary.shape[axis]), indices_or_sections)
+    cuts, at = [], 0
+    for part in bounds:
+        cuts.append(slice(at, at + len(part)))
+        at += len(part)
+    return [getitem(ary, (*[slice(None)] * axis, cut)) for cut in cuts]
+
+
+def split(ary: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
+    if isinstance(indices_or_sections, int) and ary.shape[axis] % indices_or_sections:
+        raise ValueError(
+            f"split: axis of size {ary.shape[axis]} does not divide into {indices_or_sections} equal parts"
+        )
+    return array_split(ary, indices_or_sections, axis)
+
+
+HANDLERS.update(
+    {
+        np.concatenate: concatenate,
+        np.stack: stack,
+        np.hstack: hstack,
+        np.vstack: vstack,
+        np.column_stack: column_stack,
+        np.split: split,
+        np.array_split: array_split,
+    }
+)

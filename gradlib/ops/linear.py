@@ -1,0 +1,186 @@
+"""Linear layers: y = act(x @ w + b) for dense x by BLAS and for sparse (CSR) x without densifying.
+
+    z = x @ w + b, y = act(z)        dz = dy act'(z)
+    dx = dz @ wᵀ     dw = xᵀ @ dz     db = Σ dz over all leading axes
+
+Saved are z or y, whichever act' needs. One op for product, bias and activation: one record, and one fused epilogue.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..jacobian.blocks import Kronecker, SharedDense
+from ..op import Op, describe, shape_of
+from ..trace import Namespace, Traced
+from .activations import ACTIVATIONS, activate, slope
+from .batching import Mixed
+from .csr import CSR, csr_product, is_sparse, stacked_dots, stacked_transposed
+from .matmul import stacked_matmul, weight_cotangent
+
+
+def _finish(xp: Any, z: Any, b: Any, activation: str | None) -> tuple[Any, Any, Any]:
+    """(y, z or None, y or None): bias and activation applied to the product, in place where it is plain memory."""
+    plain = type(xp) is not Namespace and type(b) is not Traced
+    if b is not None:
+        z = xp.add(z, b, out=z) if plain and z.dtype == xp.result_type(z, b) else z + b
+    if activation is None:
+        return z, None, None
+    y = activate(xp, activation, z, reuse=plain)
+    return (y, None, y) if ACTIVATIONS[activation].from_output else (y, z, y)
+
+
+def _dz(xp: Any, dy: Any, z: Any, y: Any, activation: str | None) -> Any:
+    return dy if activation is None else dy * slope(xp, activation, z, y)
+
+
+def _bias_cotangent(xp: Any, dz: Any) -> Any:
+    return xp.sum(dz, axis=tuple(range(1, dz.ndim - 1))) if dz.ndim > 2 else dz
+
+
+def _forward(xp: Any, x: Any, w: Any, b: Any = None, *, activation: str | None) -> tuple:
+    y, z, kept = _finish(xp, xp.matmul(x, w), b, activation)
+    return y, (x, w, b, z, kept)
+
+
+def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, activation: str | None) -> tuple:
+    x, w, _, z, y = saved
+    dz = _dz(xp, dy, z, y, activation)
+    dx = stacked_matmul(xp, dz, w.T) if need[0] else None
+    dw = weight_cotangent(xp, x, dz) if need[1] else None
+    db = _bias_cotangent(xp, dz) if len(need) > 2 and need[2] else None
+    return (dx, dw, db)[: len(need)]
+
+
+def _jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None) -> Any:
+    x, w, _, z, y = saved
+    parts = []
+    if dx[0] is not None:
+        parts.append(stacked_matmul(xp, dx[0], w))
+    if dx[1] is not None:
+        parts.append(xp.matmul(x, dx[1] if x.ndim == 2 else _lift_weight(xp, dx[1], x.ndim)))
+    if len(dx) > 2 and dx[2] is not None:
+        shape = (dx[2].shape[0], *(1,) * (x.ndim - 1), w.shape[1])
+        parts.append(xp.broadcast_to(xp.reshape(dx[2], shape), (shape[0], *x.shape[:-1], w.shape[1])))
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return _dz(xp, total, z, y, activation)
+
+
+def _lift_weight(xp: Any, dw: Any, ndim: int) -> Any:
+    return xp.reshape(dw, (dw.shape[0], *(1,) * (ndim - 2), *dw.shape[1:]))
+
+
+def _vjp_each(xp: Any, saved: tuple, dy: Any, need: tuple, axis: int, *, activation: str | None) -> tuple | None:
+    """Per-sample cotangents of w and b: dw_b = x_bᵀ dz_b, one batched product (an outer product for x (B, K)).
+
+    The batch axis must be the first of x; rows of one sample are the axes behind it.
+    """
+    x, w, _, z, y = saved
+    if axis != -x.ndim:
+        return None
+    dz = _dz(xp, dy, z, y, activation)
+    v, samples = dz.shape[:2]
+    rows = xp.reshape(dz, (v, samples, -1, w.shape[1]))
+    dw = db = None
+    if need[1]:
+        xs = xp.reshape(x, (samples, -1, x.shape[-1]))
+        outer = xs.shape[1] == 1
+        dw = xp.swapaxes(xs, 1, 2) * rows if outer else xp.matmul(xp.swapaxes(xs, 1, 2), rows)
+        dw = xp.reshape(dw, (v * samples, *w.shape))
+    if len(need) > 2 and need[2]:
+        db = xp.reshape(xp.sum(rows, axis=2), (v * samples, w.shape[1]))
+    return (None, dw, db)[: len(need)]
+
+
+def _block(xp: Any, saved: tuple, i: int, *, activation: str | None) -> Any:
+    x, w, b, z, y = saved
+    d = None if activation is None else slope(xp, activation, z, y)
+    if i == 0:
+        return SharedDense(w, x.shape[:-1], d)
+    return Kronecker(x, w.shape[1], d) if i == 1 and x.ndim == 2 else None
+
+
+def _batch(tags: tuple, shapes: tuple, static: dict) -> Any:
+    if any(tags[1:]):
+        return Mixed("linear", "takes weights that differ between samples; use np.einsum for them")
+    if tags[0] and tags[0].axis == -1:
+        return Mixed("linear", "sums over the batch axis")
+    return tags[0]
+
+
+_linear = Op("linear", forward=_forward, vjp=_vjp, jvp=_jvp, vjp_each=_vjp_each, block=_block, batch=_batch)
+
+
+# Sparse x: B rows given by data (nnz,), column indices (nnz,) and indptr (B + 1,).
+def _csr_forward(
+    xp: Any, data: Any, indices: Any, indptr: Any, w: Any, b: Any = None, *, activation: str | None
+) -> tuple:
+    y, z, kept = _finish(xp, csr_product(data, indices, indptr, w), b, activation)
+    return y, (data, indices, indptr, w, b, z, kept)
+
+
+def _csr_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, activation: str | None) -> tuple:
+    data, indices, indptr, w, _, z, y = saved
+    dz = _dz(xp, dy, z, y, activation)
+    ddata = stacked_dots(xp, dz, w, indices, indptr) if need[0] else None
+    dw = stacked_transposed(xp, data, indices, indptr, dz, w.shape[0]) if need[3] else None
+    db = _bias_cotangent(xp, dz) if len(need) > 4 and need[4] else None
+    return (ddata, None, None, dw, db)[: len(need)]
+
+
+def _csr_jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None) -> Any:
+    data, indices, indptr, w, _, z, y = saved
+    parts = []
+    if dx[0] is not None or dx[3] is not None:
+        parts.append(csr_product.jvp(xp, saved[:4], dx[:4]))
+    if len(dx) > 4 and dx[4] is not None:
+        db = xp.expand_dims(dx[4], 1)
+        parts.append(xp.broadcast_to(db, (db.shape[0], indptr.shape[0] - 1, w.shape[1])))
+    return _dz(xp, parts[0] if len(parts) == 1 else parts[0] + parts[1], z, y, activation)
+
+
+_csr_linear = Op("csr_linear", forward=_csr_forward, vjp=_csr_vjp, jvp=_csr_jvp)
+
+
+def linear(x: Any, w: Any, b: Any = None, *, activation: str | None = None) -> Any:
+    """act(x @ w + b): x (..., K) dense, or sparse rows (B, K) as a CSR matrix of SciPy's or CuPy's or `gl.CSR`.
+
+    w: (K, N). b: (N,) or None. `activation`: None or one of "relu", "sigmoid", "tanh", "silu", "softplus", "gelu",
+    "gelu_tanh", "elu", "leaky_relu" (with their default parameters), fused with the bias. Returns (..., N).
+    A SciPy matrix is data without derivative; a `gl.CSR` gives the derivative of each stored entry.
+
+    Raises TypeError for other dtypes and formats, ValueError for shapes that do not fit.
+
+    >>> import gradlib as gl, numpy as np
+    >>> gl.linear(np.ones((2, 3)), np.ones((3, 1)), np.array([-4.0]), activation="relu")
+    array([[0.],
+           [0.]])
+    """
+    _check(x, w, b, activation)
+    bias = () if b is None else (b,)
+    if is_sparse(x):
+        x = CSR.from_scipy(x)
+    if isinstance(x, CSR):
+        pattern = x.pattern
+        return _csr_linear(x.data, pattern.indices, pattern.indptr, w, *bias, activation=activation)
+    return _linear(x, w, *bias, activation=activation)
+
+
+def _check(x: Any, w: Any, b: Any, activation: str | None) -> None:
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"linear: expected activation None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    for name, a in (("x", x), ("w", w), ("b", b)):
+        a = a.data if name == "x" and (is_sparse(a) or isinstance(a, CSR)) else a
+        if a is not None and (not hasattr(a, "dtype") or a.dtype.kind != "f"):
+            raise TypeError(f"linear: expected floating-point {name}, got {describe(a)}")
+    k = shape_of(x)[-1:]
+    if len(shape_of(w)) != 2 or not k or k[0] != w.shape[0]:
+        raise ValueError(f"linear: expected x (..., K) and w (K, N), got {_name(x)} and {describe(w)}")
+    if b is not None and shape_of(b) != w.shape[1:]:
+        raise ValueError(f"linear: expected b of shape {w.shape[1:]} for w {describe(w)}, got {describe(b)}")
+
+
+def _name(x: Any) -> str:
+    return f"sparse {x.data.dtype}{list(x.shape)}" if is_sparse(x) or isinstance(x, CSR) else describe(x)

@@ -1,0 +1,100 @@
+"""The operators and methods of a traced array, each the handler of the NumPy function of the same meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..trace import Traced
+from . import arithmetic, elementwise, index, matmul, nondiff, reduce, shape
+
+_BINARY = {
+    "add": arithmetic.add,
+    "sub": arithmetic.subtract,
+    "mul": arithmetic.multiply,
+    "truediv": arithmetic.divide,
+    "pow": arithmetic.power,
+    "matmul": matmul.matmul,
+    "floordiv": nondiff.floor_divide,
+    "and": nondiff.bitwise_and,
+    "or": nondiff.bitwise_or,
+    "xor": nondiff.bitwise_xor,
+}
+_COMPARISONS = {
+    "eq": nondiff.equal,
+    "ne": nondiff.not_equal,
+    "lt": nondiff.less,
+    "le": nondiff.less_equal,
+    "gt": nondiff.greater,
+    "ge": nondiff.greater_equal,
+}
+_UNARY = {
+    "neg": elementwise.negative,
+    "pos": elementwise.positive,
+    "abs": elementwise.absolute,
+    "invert": nondiff.invert,
+}
+_METHODS = {
+    "sum": reduce.sum_,
+    "mean": reduce.mean,
+    "prod": reduce.prod,
+    "max": reduce.max_,
+    "min": reduce.min_,
+    "var": reduce.var,
+    "std": reduce.std,
+    "cumsum": reduce.cumsum,
+    "clip": arithmetic.clip,
+    "squeeze": shape.squeeze,
+    "ravel": shape.ravel,
+    "flatten": shape.ravel,
+    "swapaxes": shape.swapaxes,
+    "astype": shape.astype,
+    "dot": matmul.dot,
+    "take": index.take,
+    "diagonal": index.diagonal,
+    "trace": index.trace,
+    "argmax": nondiff.HANDLERS[index.np.argmax],
+    "argmin": nondiff.HANDLERS[index.np.argmin],
+    "argsort": nondiff.HANDLERS[index.np.argsort],
+    "repeat": index.repeat,
+    "copy": elementwise.positive,
+}
+
+
+def _operator(call: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The method and its reflected twin. Classes that NumPy cannot handle get their own turn."""
+
+    def method(self: Any, other: Any) -> Any:
+        return NotImplemented if other is None or isinstance(other, str) else call(self, other)
+
+    def reflected(self: Any, other: Any) -> Any:
+        return NotImplemented if other is None or isinstance(other, str) else call(other, self)
+
+    return method, reflected
+
+
+def _many(call: Callable[..., Any]) -> Callable[..., Any]:
+    """reshape(2, 3) as well as reshape((2, 3)); the same for transpose."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        one = len(args) == 1 and (args[0] is None or isinstance(args[0], (tuple, list)))
+        return call(self, args[0] if one else (args or None), **kwargs)
+
+    return method
+
+
+for _name, _call in _BINARY.items():
+    _method, _reflected = _operator(_call)
+    setattr(Traced, f"__{_name}__", _method)
+    setattr(Traced, f"__r{_name}__", _reflected)
+for _name, _call in _COMPARISONS.items():
+    setattr(Traced, f"__{_name}__", _operator(_call)[0])
+for _name, _call in _UNARY.items():
+    setattr(Traced, f"__{_name}__", lambda self, _call=_call: _call(self))
+for _name, _call in _METHODS.items():
+    setattr(Traced, _name, lambda self, *args, _call=_call, **kwargs: _call(self, *args, **kwargs))
+Traced.__getitem__ = index.getitem  # type: ignore[attr-defined]
+Traced.reshape = _many(shape.reshape)  # type: ignore[attr-defined]
+Traced.transpose = _many(shape.transpose)  # type: ignore[attr-defined]
+Traced.T = property(shape.transpose)  # type: ignore[attr-defined]
+Traced.mT = property(shape.matrix_transpose)  # type: ignore[attr-defined]

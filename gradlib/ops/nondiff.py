@@ -1,0 +1,101 @@
+"""Functions through which no derivative passes: comparisons, rounding, indices of extrema.
+
+On a traced array they give plain values, so `if x > 0` works; only a transform over samples records them, to follow
+the batch axis through integers and masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..op import Op, normalize_axis, shape_of
+from ..trace import HANDLERS, module_of, raw
+from .batching import Mixed, Tag, elementwise_batch
+
+
+def _op(name: str, f: Callable[..., Any], batch: Any) -> Op:
+    return Op(name, forward=lambda xp, *x, **static: (f(xp, *x, **static), ()), batch=batch, module="nondiff")
+
+
+def _elementwise(name: str) -> Op:
+    return _op(name, lambda xp, *x: getattr(xp, name)(*x), elementwise_batch)
+
+
+_UFUNCS = ["equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and", "logical_or", "logical_not", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor", "invert", "isnan", "isinf", "isfinite", "sign", "signbit", "floor", "ceil", "trunc", "rint", "floor_divide"]
+for _name in _UFUNCS:
+    HANDLERS[getattr(np, _name)] = _elementwise(_name)
+
+equal, not_equal, less, less_equal, greater, greater_equal = (HANDLERS[getattr(np, n)] for n in _UFUNCS[:6])
+bitwise_and, bitwise_or, bitwise_xor, invert = (
+    HANDLERS[f] for f in (np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.invert)
+)
+floor_divide = HANDLERS[np.floor_divide]
+
+cast = _op("cast", lambda xp, x, *, dtype: x.astype(dtype), elementwise_batch)
+stopped = _op("stop_gradient", lambda xp, x: x, elementwise_batch)
+
+
+def _index_batch(tags: tuple, shapes: tuple, static: dict) -> Any:
+    tag, axis, ndim = tags[0], static["axis"], len(shapes[0])
+    if tag is None:
+        return None
+    if axis == ndim + tag.axis:
+        return Mixed(static["name"], "works along the batch axis")
+    return tag if static["keeps"] else Tag(tag.axis + (axis > ndim + tag.axis), tag.rows)
+
+
+_along = _op("along_axis", lambda xp, x, *, name, axis, keeps: getattr(xp, name)(x, axis=axis), _index_batch)
+
+
+def _axis_function(name: str, keeps: bool, default: Any) -> Callable[..., Any]:
+    """argmax and argmin (the axis goes), argsort (it stays)."""
+
+    def call(a: Any, axis: Any = default, **others: Any) -> Any:
+        given = [k for k, v in others.items() if v is not None and v is not np._NoValue]  # type: ignore[attr-defined]
+        if given:
+            raise NotImplementedError(f"{name}: keyword {', '.join(given)} is not supported on a traced array")
+        if axis is None:
+            a, axis = a.reshape(-1), 0
+        return _along(a, name=name, axis=normalize_axis(name, axis, len(shape_of(a))), keeps=keeps)
+
+    return call
+
+
+def _reduced(name: str) -> Callable[..., Any]:
+    """any, all, count_nonzero: a plain value, since they are asked for control flow."""
+
+    def call(a: Any, axis: Any = None, **others: Any) -> Any:
+        return getattr(module_of(a), name)(raw(a), axis=axis, **others)
+
+    return call
+
+
+def _like(name: str) -> Callable[..., Any]:
+    """zeros_like and friends: plain arrays with the shape and dtype of the concrete value."""
+
+    def call(a: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(module_of(a), name)(raw(a), *args, **kwargs)
+
+    return call
+
+
+HANDLERS.update(
+    {
+        np.argmax: _axis_function("argmax", False, None),
+        np.argmin: _axis_function("argmin", False, None),
+        np.argsort: _axis_function("argsort", True, -1),
+        np.any: _reduced("any"),
+        np.all: _reduced("all"),
+        np.count_nonzero: _reduced("count_nonzero"),
+        np.zeros_like: _like("zeros_like"),
+        np.ones_like: _like("ones_like"),
+        np.empty_like: _like("empty_like"),
+        np.allclose: lambda a, b, *args, **kwargs: np.allclose(raw(a), raw(b), *args, **kwargs),
+        np.array_equal: lambda a, b, *args, **kwargs: np.array_equal(raw(a), raw(b), *args, **kwargs),
+        np.isscalar: lambda a: False,
+        np.result_type: lambda *a: np.result_type(*(x.dtype if hasattr(x, "dtype") else x for x in a)),
+    }
+)

@@ -1,0 +1,249 @@
+"""Reductions: sum, mean, prod, max, min, cumsum, and var and std composed of them.
+
+Statics: `axis`, a sorted tuple of non-negative axes, and `keepdims`. Ties of max and min share the derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod as product
+from typing import Any
+
+import numpy as np
+
+from ..op import Op, normalize_axes, normalize_axis, shape_of
+from ..trace import HANDLERS, lose_trace
+from .arithmetic import multiply, subtract
+from .batching import reduction_batch, same_axes_batch
+from .elementwise import sqrt, square
+
+Axes = tuple[int, ...]
+
+
+def spread(xp: Any, dy: Any, axis: Axes, keepdims: bool) -> Any:
+    """The reduced axes of a stack [V, *y] put back with size 1."""
+    return dy if keepdims or not axis else xp.expand_dims(dy, tuple(a + 1 for a in axis))
+
+
+def _behind(axis: Axes) -> Axes:
+    return tuple(a + 1 for a in axis)
+
+
+def _sum_forward(xp: Any, x: Any, *, axis: Axes, keepdims: bool) -> tuple:
+    return xp.sum(x, axis=axis, keepdims=keepdims), (x,)
+
+
+def _sum_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: Axes, keepdims: bool) -> tuple:
+    return (xp.broadcast_to(spread(xp, dy, axis, keepdims), (dy.shape[0], *saved[0].shape)),)
+
+
+def _sum_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) -> Any:
+    return xp.sum(dx[0], axis=_behind(axis), keepdims=keepdims)
+
+
+def _mean_forward(xp: Any, x: Any, *, axis: Axes, keepdims: bool) -> tuple:
+    return xp.mean(x, axis=axis, keepdims=keepdims), (x,)
+
+
+def _count(x: Any, axis: Axes) -> int:
+    return max(product(x.shape[a] for a in axis), 1)
+
+
+def _mean_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: Axes, keepdims: bool) -> tuple:
+    return _sum_vjp(xp, saved, dy / _count(saved[0], axis), need, axis=axis, keepdims=keepdims)
+
+
+def _mean_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) -> Any:
+    return _sum_jvp(xp, saved, dx, axis=axis, keepdims=keepdims) / _count(saved[0], axis)
+
+
+def _extremum_rules(name: str) -> dict[str, Callable[..., Any]]:
+    """y = max(x): ∂y/∂x is 1/k at each of the k entries equal to y."""
+
+    def forward(xp: Any, x: Any, *, axis: Axes, keepdims: bool) -> tuple:
+        y = getattr(xp, name)(x, axis=axis, keepdims=True)
+        return (y if keepdims or not axis else xp.squeeze(y, axis=axis)), (x, y)
+
+    def share(xp: Any, saved: tuple, axis: Axes) -> Any:
+        x, y = saved
+        hit = xp.equal(x, y).astype(x.dtype)
+        return hit / xp.maximum(xp.sum(hit, axis=axis, keepdims=True), 1)  # nan in x: no entry is equal
+
+    def vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: Axes, keepdims: bool) -> tuple:
+        return (spread(xp, dy, axis, keepdims) * share(xp, saved, axis),)
+
+    def jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) -> Any:
+        return xp.sum(dx[0] * share(xp, saved, axis), axis=_behind(axis), keepdims=keepdims)
+
+    return {"forward": forward, "vjp": vjp, "jvp": jvp}
+
+
+def _prod_forward(xp: Any, x: Any, *, axis: Axes, keepdims: bool) -> tuple:
+    return xp.prod(x, axis=axis, keepdims=keepdims), (x,)
+
+
+def _products_of_others(xp: Any, x: Any, axis: Axes) -> Any:
+    """Π_{j≠i} x_j over the reduced axes: y / x, or with zeros the products of what stands before and after x_i."""
+    if not bool(xp.any(xp.equal(x, 0))):
+        return xp.prod(x, axis=axis, keepdims=True) / x
+    keep = tuple(a for a in range(x.ndim) if a not in axis)
+    order = (*keep, *axis)
+    moved = xp.transpose(x, order)
+    flat = xp.reshape(moved, (*[x.shape[a] for a in keep], -1 if x.size else _count(x, axis)))
+    n = flat.shape[-1]
+    before = after = flat[..., :1] * 0 + 1
+    left, right = [before], [after]
+    for i in range(n - 1):
+        before = before * flat[..., i : i + 1]
+        after = after * flat[..., n - 1 - i : n - i]
+        left.append(before)
+        right.append(after)
+    rows = [a * b for a, b in zip(left, reversed(right), strict=True)]
+    others = xp.reshape(xp.concatenate(rows, axis=-1), moved.shape)
+    return xp.transpose(others, tuple(int(a) for a in np.argsort(order)))
+
+
+def _prod_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: Axes, keepdims: bool) -> tuple:
+    x = saved[0]
+    if not x.size:
+        return (xp.zeros((dy.shape[0], *x.shape), x.dtype),)
+    return (spread(xp, dy, axis, keepdims) * _products_of_others(xp, x, axis),)
+
+
+def _prod_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) -> Any:
+    x = saved[0]
+    if not x.size:
+        return xp.sum(dx[0], axis=_behind(axis), keepdims=keepdims)
+    return xp.sum(dx[0] * _products_of_others(xp, x, axis), axis=_behind(axis), keepdims=keepdims)
+
+
+def _cumsum_forward(xp: Any, x: Any, *, axis: int) -> tuple:
+    return xp.cumsum(x, axis=axis), ()
+
+
+def _cumsum_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: int) -> tuple:
+    return (xp.flip(xp.cumsum(xp.flip(dy, axis=axis + 1), axis=axis + 1), axis=axis + 1),)
+
+
+def _cumsum_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int) -> Any:
+    return xp.cumsum(dx[0], axis=axis + 1)
+
+
+def _check_nonempty(name: str) -> Callable[..., None]:
+    def check(x: Any, *, axis: Axes, keepdims: bool) -> None:
+        if any(x.shape[a] == 0 for a in axis):
+            raise ValueError(f"{name}: expected at least one entry along axis {axis}, got shape {x.shape}")
+
+    return check
+
+
+_sum = Op("sum", forward=_sum_forward, vjp=_sum_vjp, jvp=_sum_jvp, batch=reduction_batch("sum"))
+_mean = Op(
+    "mean",
+    check=_check_nonempty("mean"),
+    forward=_mean_forward,
+    vjp=_mean_vjp,
+    jvp=_mean_jvp,
+    batch=reduction_batch("mean"),
+)
+_prod = Op("prod", forward=_prod_forward, vjp=_prod_vjp, jvp=_prod_jvp, batch=reduction_batch("prod"))
+_max = Op("max", check=_check_nonempty("max"), batch=reduction_batch("max"), **_extremum_rules("max"))
+_min = Op("min", check=_check_nonempty("min"), batch=reduction_batch("min"), **_extremum_rules("min"))
+_cumsum = Op(
+    "cumsum",
+    forward=_cumsum_forward,
+    vjp=_cumsum_vjp,
+    jvp=_cumsum_jvp,
+    batch=same_axes_batch("cumsum", lambda static: static["axis"]),
+)
+
+_UNSET: Any = np._NoValue  # type: ignore[attr-defined]
+
+
+def _reduction(op: Op) -> Callable[..., Any]:
+    def reduce(
+        a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = _UNSET, **others: Any
+    ) -> Any:
+        refuse(op.name, out, others)
+        if dtype is not None:
+            a = a.astype(dtype)
+        axes = normalize_axes(op.name, axis, len(shape_of(a)))
+        return op(a, axis=axes, keepdims=bool(keepdims is not _UNSET and keepdims))
+
+    return reduce
+
+
+def refuse(name: str, out: Any, others: dict[str, Any]) -> None:
+    """Raise for `out=` and for NumPy keywords that the traced function does not take."""
+    if out is not None:
+        raise lose_trace(f"{name}: out=", "use the result instead")
+    given = [k for k, v in others.items() if v is not _UNSET and v is not None]
+    if given:
+        raise NotImplementedError(f"{name}: keyword {', '.join(given)} is not supported on a traced array")
+
+
+sum_, mean, prod = map(_reduction, (_sum, _mean, _prod))
+
+
+def _extremum(op: Op) -> Callable[..., Any]:
+    def reduce(a: Any, axis: Any = None, out: Any = None, keepdims: Any = _UNSET, **others: Any) -> Any:
+        refuse(op.name, out, others)
+        axes = normalize_axes(op.name, axis, len(shape_of(a)))
+        return op(a, axis=axes, keepdims=bool(keepdims is not _UNSET and keepdims))
+
+    return reduce
+
+
+max_, min_ = map(_extremum, (_max, _min))
+
+
+def cumsum(a: Any, axis: Any = None, dtype: Any = None, out: Any = None) -> Any:
+    refuse("cumsum", out, {"dtype": dtype})
+    if axis is None:
+        a, axis = a.reshape(-1), 0
+    return _cumsum(a, axis=normalize_axis("cumsum", axis, len(shape_of(a))))
+
+
+def var(
+    a: Any,
+    axis: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+    ddof: float = 0,
+    keepdims: Any = _UNSET,
+    *,
+    correction: Any = _UNSET,
+    **others: Any,
+) -> Any:
+    """mean((a - mean(a))²), with n - ddof in the denominator."""
+    refuse("var", out, {"dtype": dtype, **others})
+    axes = normalize_axes("var", axis, len(shape_of(a)))
+    n, free = _count(a, axes), ddof if correction is _UNSET else correction
+    deviation = subtract(a, mean(a, axes, keepdims=True))
+    total = mean(square(deviation), axes, keepdims=keepdims)
+    return multiply(total, n / (n - free)) if free else total
+
+
+def std(a: Any, *args: Any, **kwargs: Any) -> Any:
+    """The square root of `var`."""
+    return sqrt(var(a, *args, **kwargs))
+
+
+HANDLERS.update(
+    {
+        np.sum: sum_,
+        np.mean: mean,
+        np.prod: prod,
+        np.max: max_,
+        np.min: min_,
+        np.amax: max_,
+        np.amin: min_,
+        np.cumsum: cumsum,
+        np.var: var,
+        np.std: std,
+        (np.add, "reduce"): lambda a, axis=0, **k: sum_(a, axis, **k),
+        (np.multiply, "reduce"): lambda a, axis=0, **k: prod(a, axis, **k),
+        (np.maximum, "reduce"): lambda a, axis=0, **k: max_(a, axis, **k),
+        (np.minimum, "reduce"): lambda a, axis=0, **k: min_(a, axis, **k),
+    }
+)

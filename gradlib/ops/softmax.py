@@ -1,0 +1,173 @@
+"""softmax, log_softmax and logsumexp along one axis, safe for logits of any size and for -inf masks.
+
+    y = exp(x - m) / Σ exp(x - m), m = max x      dx = y (dy - Σ dy y)          Jacobian: diag(y) - y yᵀ
+    l = x - logsumexp(x)                          dx = dy - exp(l) Σ dy         Jacobian: I - 1 exp(l)ᵀ
+    s = m + log Σ exp(x - m)                      dx = dy exp(x - s)
+
+A row that is all -inf (everything masked) has softmax 0, log_softmax and logsumexp -inf, and derivative 0.
+Source: Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp and softmax functions".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..jacobian.blocks import DiagonalLowRank, RowGradient
+from ..op import Op, describe, normalize_axis, shape_of
+from .batching import reduction_batch, same_axes_batch
+from .nondiff import stopped
+
+
+def _shifted(xp: Any, x: Any, axis: int) -> tuple[Any, Any]:
+    """x - m and m = max x, at least the smallest finite number, so that x - m is never nan."""
+    m = xp.maximum(stopped(xp.max(x, axis=axis, keepdims=True)), float(np.finfo(x.dtype).min))
+    return x - m, m
+
+
+def _softmax_forward(xp: Any, x: Any, *, axis: int) -> tuple:
+    e = xp.exp(_shifted(xp, x, axis)[0])
+    total = xp.sum(e, axis=axis, keepdims=True)
+    y = e / xp.where(xp.equal(total, 0), 1, total)
+    return y, (y,)
+
+
+def _softmax_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: int) -> tuple:
+    y = saved[0]
+    return (y * (dy - xp.sum(dy * y, axis=axis + 1, keepdims=True)),)
+
+
+def _softmax_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int) -> Any:
+    return _softmax_vjp(xp, saved, dx[0], (True,), axis=axis)[0]  # the Jacobian is symmetric
+
+
+def _softmax_block(xp: Any, saved: tuple, i: int, *, axis: int) -> Any:
+    return DiagonalLowRank(saved[0], saved[0], saved[0], axis)
+
+
+def _log_softmax_forward(xp: Any, x: Any, *, axis: int) -> tuple:
+    shifted, _ = _shifted(xp, x, axis)
+    total = xp.sum(xp.exp(shifted), axis=axis, keepdims=True)
+    y = shifted - xp.log(xp.where(xp.equal(total, 0), 1, total))
+    return y, (y,)
+
+
+def _log_softmax_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: int) -> tuple:
+    return (dy - xp.exp(saved[0]) * xp.sum(dy, axis=axis + 1, keepdims=True),)
+
+
+def _log_softmax_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int) -> Any:
+    return dx[0] - xp.sum(dx[0] * xp.exp(saved[0]), axis=axis + 1, keepdims=True)
+
+
+def _log_softmax_block(xp: Any, saved: tuple, i: int, *, axis: int) -> Any:
+    one = xp.ones(saved[0].shape, saved[0].dtype)
+    return DiagonalLowRank(one, one, xp.exp(saved[0]), axis)
+
+
+def _logsumexp_forward(xp: Any, x: Any, *, axis: int, keepdims: bool) -> tuple:
+    shifted, m = _shifted(xp, x, axis)
+    total = xp.sum(xp.exp(shifted), axis=axis, keepdims=True)
+    empty = xp.equal(total, 0)
+    y = xp.where(empty, -math.inf, m + xp.log(xp.where(empty, 1, total)))
+    return (y if keepdims else xp.squeeze(y, axis=axis)), (x, y)
+
+
+def _probabilities(xp: Any, saved: tuple) -> Any:
+    x, y = saved
+    return xp.exp(x - xp.where(xp.equal(y, -math.inf), 0, y))
+
+
+def _logsumexp_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: int, keepdims: bool) -> tuple:
+    dy = dy if keepdims else xp.expand_dims(dy, axis + 1)
+    return (dy * _probabilities(xp, saved),)
+
+
+def _logsumexp_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int, keepdims: bool) -> Any:
+    return xp.sum(dx[0] * _probabilities(xp, saved), axis=axis + 1, keepdims=keepdims)
+
+
+def _logsumexp_block(xp: Any, saved: tuple, i: int, *, axis: int, keepdims: bool) -> Any:
+    return RowGradient(_probabilities(xp, saved), axis, keepdims)
+
+
+def _axis_batch(name: str) -> Any:
+    return same_axes_batch(name, lambda static: static["axis"])
+
+
+def _logsumexp_batch(tags: tuple, shapes: tuple, static: dict) -> Any:
+    return reduction_batch("logsumexp")(tags, shapes, {**static, "axis": (static["axis"],)})
+
+
+_softmax = Op(
+    "softmax",
+    forward=_softmax_forward,
+    vjp=_softmax_vjp,
+    jvp=_softmax_jvp,
+    block=_softmax_block,
+    batch=_axis_batch("softmax"),
+)
+_log_softmax = Op(
+    "log_softmax",
+    forward=_log_softmax_forward,
+    vjp=_log_softmax_vjp,
+    jvp=_log_softmax_jvp,
+    block=_log_softmax_block,
+    batch=_axis_batch("log_softmax"),
+)
+_logsumexp = Op(
+    "logsumexp",
+    forward=_logsumexp_forward,
+    vjp=_logsumexp_vjp,
+    jvp=_logsumexp_jvp,
+    block=_logsumexp_block,
+    batch=_logsumexp_batch,
+)
+
+
+def _axis(name: str, x: Any, axis: int) -> int:
+    """The checked axis: floating-point x with at least one entry along it."""
+    if not hasattr(x, "dtype") or x.dtype.kind != "f":
+        raise TypeError(f"{name}: expected a floating-point array, got {describe(x)}")
+    axis = normalize_axis(name, axis, len(shape_of(x)))
+    if not x.shape[axis]:
+        raise ValueError(f"{name}: expected at least one entry along axis {axis}, got {describe(x)}")
+    return axis
+
+
+def softmax(x: Any, axis: int = -1) -> Any:
+    """exp(x) / Σ exp(x) along `axis`. x: (..., C) floating point; the result has its shape and dtype.
+
+    A row that is all -inf gives 0. Raises TypeError for other dtypes, ValueError for an empty axis.
+
+    >>> import gradlib as gl, numpy as np
+    >>> gl.softmax(np.array([0.0, -np.inf, 0.0]))
+    array([0.5, 0. , 0.5])
+    """
+    return _softmax(x, axis=_axis("softmax", x, axis))
+
+
+def log_softmax(x: Any, axis: int = -1) -> Any:
+    """x - log Σ exp(x) along `axis`. x: (..., C) floating point; the result has its shape and dtype.
+
+    Raises TypeError for other dtypes, ValueError for an empty axis.
+
+    >>> import gradlib as gl, numpy as np
+    >>> gl.log_softmax(np.array([1e4, 0.0]))
+    array([     0., -10000.])
+    """
+    return _log_softmax(x, axis=_axis("log_softmax", x, axis))
+
+
+def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Any:
+    """log Σ exp(x) along `axis`, which goes unless `keepdims`. x: (..., C) floating point.
+
+    Raises TypeError for other dtypes, ValueError for an empty axis.
+
+    >>> import gradlib as gl, numpy as np
+    >>> float(gl.logsumexp(np.array([1e4, -np.inf])))
+    10000.0
+    """
+    return _logsumexp(x, axis=_axis("logsumexp", x, axis), keepdims=bool(keepdims))

@@ -1,0 +1,332 @@
+"""The recorded graph, and the array that records it.
+
+A transform runs the user's function once, on concrete values, with its inputs wrapped as `Traced`. Every op applied
+to a traced array is appended to the trace of the highest level among its arguments; its values may belong to traces
+of lower levels, and then the op's own rules are recorded there in turn. A unique, increasing level per transform
+gives right nesting, so no state is global and threads do not meet.
+
+One graph serves both directions: `sweep_back` walks it with vjp rules, `sweep_forward` with jvp rules, each with a
+stack of V cotangents or tangents at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .device import array_module
+from .op import Op, describe, find_module
+
+_levels = itertools.count(1)
+
+#: NumPy function or ufunc -> our function with the same signature, filled by ``gradlib.ops``.
+HANDLERS: dict[Any, Callable[..., Any]] = {}
+
+
+class Node:
+    """One recorded op: what its rules need, and the slots of its inputs (-1: not differentiated) and outputs.
+
+    A trace of samples (`Trace.batch`) also keeps every traced input, integers included, and all inputs' shapes.
+    """
+
+    __slots__ = ("inputs", "op", "outputs", "parents", "saved", "shapes", "slot", "static", "xp")
+
+    def __init__(self, op: Op, xp: Any, static: dict, saved: tuple, parents: tuple, slot: int, outputs: int) -> None:
+        self.op, self.xp, self.static, self.saved = op, xp, static, saved
+        self.parents, self.slot, self.outputs = parents, slot, outputs
+        self.inputs: tuple = parents
+        self.shapes: tuple = ()
+
+
+class Trace:
+    """The graph one transform records. `batch` is the number of samples when batch axes are to be followed."""
+
+    __slots__ = ("alive", "batch", "level", "nodes", "outs")
+
+    def __init__(self, batch: int | None = None) -> None:
+        self.level = next(_levels)
+        self.alive = True
+        self.batch = batch
+        self.nodes: list[Node] = []
+        self.outs: list[tuple[tuple[int, ...], np.dtype]] = []  # slot -> shape, dtype
+
+    def wrap(self, value: Any) -> Traced:
+        """`value` as a traced array in a new slot."""
+        self.outs.append((value.shape, value.dtype))
+        return Traced(value, self, len(self.outs) - 1)
+
+    def record(self, op: Op, xp: Any, static: dict, saved: tuple, args: Sequence, vals: Sequence, y: Any) -> Any:
+        """Append a node; its result(s) as traced arrays."""
+        slots = tuple([a.slot if type(a) is Traced and a.owner is self else -1 for a in args])
+        many = type(y) is tuple
+        node = Node(op, xp, static, saved, slots, len(self.outs), len(y) if many else 0)
+        if self.batch is not None:
+            node.inputs, node.shapes = slots, tuple([getattr(v, "shape", ()) for v in vals])
+            node.parents = tuple([s if s >= 0 and self.outs[s][1].kind == "f" else -1 for s in slots])
+        self.nodes.append(node)
+        return tuple([self.wrap(part) for part in y]) if many else self.wrap(y)
+
+
+def apply(op: Op, args: Sequence[Any], static: dict[str, Any]) -> Any:
+    """Compute an op, and record it on the highest trace among its arguments."""
+    top = None
+    for a in args:
+        if type(a) is Traced and (top is None or a.owner.level > top.level):
+            top = a.owner
+    if op.check is not None:
+        op.check(*args, **static)
+    if top is None:
+        module, _ = find_module(op.name, args)
+        return op.run("forward", module, *(args if module is np else _scalars(args)), **static)[0]
+    if not top.alive:
+        raise RuntimeError(
+            f"{op.name}: a traced array is used outside the gradlib transform that made it; "
+            "return it from the differentiated function instead of keeping it"
+        )
+    vals = [a.value if type(a) is Traced and a.owner is top else a for a in args]
+    if op.vjp is None and top.batch is None:
+        return apply(op, vals, static)
+    module, lower = find_module(op.name, vals)
+    if module is not np:
+        vals = _scalars(vals)
+    xp = namespace(module) if lower else module
+    y, saved = op.run("forward", xp, *vals, **static)
+    return top.record(op, xp, static, saved, args, vals, y)
+
+
+def _scalars(args: Sequence[Any]) -> list[Any]:
+    """0-d NumPy arrays as NumPy scalars, which mix with arrays of any device."""
+    return [a[()] if type(a) is np.ndarray and not a.ndim else a for a in args]
+
+
+def rules_namespace(xp: Any, stacks: Sequence[Any]) -> Any:
+    """The `xp` a rule runs in: the forward pass's, or the dispatching one where a stack is traced."""
+    if type(xp) is not Namespace and any([type(s) is Traced for s in stacks]):
+        return namespace(xp)
+    return xp
+
+
+def call_vjp(node: Node, dy: Any, need: tuple[bool, ...]) -> Sequence[Any]:
+    """A node's vjp rule (or kernel) on the stack `dy`, a tuple for an op with several outputs."""
+    xp = rules_namespace(node.xp, dy if type(dy) is tuple else (dy,))
+    return node.op.run("vjp", xp, node.saved, dy, need, **node.static)
+
+
+def take_cotangent(trace: Trace, node: Node, cotangents: dict[int, Any]) -> Any:
+    """Remove and return the cotangent stack of a node's result; None when nothing depends on it."""
+    if not node.outputs:
+        return cotangents.pop(node.slot, None)
+    parts = [cotangents.pop(node.slot + i, None) for i in range(node.outputs)]
+    some = next((p for p in parts if p is not None), None)
+    if some is None:
+        return None
+    xp = rules_namespace(node.xp, parts)
+    shapes = trace.outs[node.slot : node.slot + node.outputs]
+    return tuple(xp.zeros((some.shape[0], *s), t) if p is None else p for p, (s, t) in zip(parts, shapes, strict=True))
+
+
+def accumulate(trace: Trace, cotangents: dict[int, Any], slot: int, dx: Any) -> None:
+    """Add a cotangent stack to a slot, in the dtype of the slot's primal."""
+    dtype = trace.outs[slot][1]
+    if dx.dtype != dtype:
+        dx = dx.astype(dtype)
+    old = cotangents.get(slot)
+    cotangents[slot] = dx if old is None else old + dx
+
+
+def sweep_back(trace: Trace, cotangents: dict[int, Any], release: bool = False) -> dict[int, Any]:
+    """Reverse sweep: {output slot: [V, *y]} -> {input slot: [V, *x]}, absent where the derivative is zero.
+
+    `release` drops each node once it has been used, so that its arrays can be freed: for a pullback used once.
+    """
+    nodes = trace.nodes
+    for i in range(len(nodes) - 1, -1, -1):
+        node = nodes[i]
+        if release:
+            del nodes[i]
+        dy = take_cotangent(trace, node, cotangents)
+        if dy is None or node.op.vjp is None:
+            continue
+        parents = node.parents
+        need = tuple([p >= 0 for p in parents])
+        for slot, dx in zip(parents, call_vjp(node, dy, need), strict=True):
+            if slot >= 0 and dx is not None:
+                accumulate(trace, cotangents, slot, dx)
+    return cotangents
+
+
+def sweep_forward(trace: Trace, tangents: dict[int, Any]) -> dict[int, Any]:
+    """Forward sweep: {input slot: [V, *x]} -> tangents of every slot that depends on them."""
+    for node in trace.nodes:
+        dx = tuple([tangents.get(p) if p >= 0 else None for p in node.parents])
+        if node.op.jvp is None or all([d is None for d in dx]):
+            continue
+        xp = rules_namespace(node.xp, dx)
+        dy = node.op.run("jvp", xp, node.saved, dx, **node.static)
+        for i, part in enumerate(dy if node.outputs else (dy,)):
+            dtype = trace.outs[node.slot + i][1]
+            tangents[node.slot + i] = part if part.dtype == dtype else part.astype(dtype)
+    return tangents
+
+
+class Namespace:
+    """NumPy's function names over traced arrays: what rules call as `xp` when they are traced in turn."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self.module, name)
+        if not callable(function) or isinstance(function, type):
+            return function
+        handler = HANDLERS.get(getattr(np, name, None), _unsupported(name))
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return handler(*args, **kwargs) if _any_traced(args) else function(*args, **kwargs)
+
+        setattr(self, name, call)
+        return call
+
+
+_namespaces: dict[Any, Namespace] = {}
+
+
+def namespace(module: Any) -> Namespace:
+    """The dispatching namespace over an array module."""
+    found = _namespaces.get(module)
+    return _namespaces.setdefault(module, Namespace(module)) if found is None else found
+
+
+def _any_traced(args: Sequence[Any]) -> bool:
+    for a in args:
+        if type(a) is Traced or (type(a) in (list, tuple) and _any_traced(a)):
+            return True
+    return False
+
+
+def _unsupported(name: str) -> Callable[..., Any]:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            f"gradlib does not differentiate numpy's {name}; rewrite it with supported functions, or wrap its "
+            "argument in gl.stop_gradient where no derivative should pass"
+        )
+
+    return fail
+
+
+def raw(x: Any) -> Any:
+    """The concrete array (or number) inside a traced one, through all levels."""
+    while type(x) is Traced:
+        x = x.value
+    return x
+
+
+def module_of(x: Any) -> Any:
+    """The array module of an array, traced or not; NumPy for numbers."""
+    return array_module(raw(x)) or np
+
+
+def lose_trace(what: str, instead: str) -> TypeError:
+    """The error for code that would silently drop derivatives."""
+    return TypeError(f"{what} would lose the derivative of a traced array; {instead}")
+
+
+class Traced:
+    """An array whose use is recorded. It behaves like the NumPy or CuPy array inside it.
+
+    `if`, `float()` and comparisons see the concrete value; what would lose the derivative silently raises.
+    Operators and methods are attached by ``gradlib.ops.methods``.
+    """
+
+    __slots__ = ("owner", "slot", "value")
+    __array_priority__ = 1000.0
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, value: Any, owner: Trace, slot: int) -> None:
+        self.value, self.owner, self.slot = value, owner, slot
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.value.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.value.ndim
+
+    @property
+    def size(self) -> int:
+        return self.value.size
+
+    @property
+    def nbytes(self) -> int:
+        return self.value.nbytes
+
+    @property
+    def module(self) -> Any:
+        """The array module of the concrete array inside."""
+        return array_module(raw(self.value))
+
+    def __repr__(self) -> str:
+        return f"Traced({describe(self)}, level {self.owner.level})"
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Any:
+        if not self.ndim:
+            raise TypeError("iteration over a 0-d traced array")
+        return (self[i] for i in range(self.shape[0]))  # type: ignore[index]
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __int__(self) -> int:
+        return int(self.value)
+
+    def __index__(self) -> int:
+        return self.value.__index__()
+
+    def item(self) -> Any:
+        return self.value.item()
+
+    def tolist(self) -> Any:
+        return self.value.tolist()
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise lose_trace(
+            "np.asarray, np.array or an item assignment",
+            "join traced values with np.stack or np.concatenate, build new arrays with np.where, or take "
+            "gl.stop_gradient(x) first",
+        )
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise lose_trace("item assignment", "build a new array with np.where, np.concatenate or np.stack instead")
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        name = ufunc.__name__
+        if kwargs.pop("out", None) is not None:
+            raise lose_trace(f"{name}: out= or an update in place (array += traced)", "write y = y + x")
+        if method == "reduce":
+            handler = HANDLERS.get((ufunc, "reduce"))
+            kwargs = {k: v for k, v in kwargs.items() if (k, v) != ("keepdims", False)}
+        else:
+            handler = HANDLERS.get(ufunc) if method == "__call__" else None
+        if handler is None:
+            _unsupported(name if method == "__call__" else f"{name}.{method}")()
+        if method == "__call__" and kwargs:
+            raise NotImplementedError(f"{name}: keyword {', '.join(kwargs)} is not supported on a traced array")
+        return handler(*inputs, **kwargs)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        handler = HANDLERS.get(func) or _unsupported(f"{func.__module__}.{func.__name__}".removeprefix("numpy."))
+        return handler(*args, **kwargs)

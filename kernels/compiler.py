@@ -1,0 +1,63 @@
+"""From a kernel's Python to machine code, with no GPU and no driver: Numba -> NVVM -> LTO-IR -> nvJitLink -> cubin.
+
+Numba's dispatcher asks the current device only for its compute capability; while a kernel is compiled, that question is
+answered with the architecture wanted, so the same path serves the launch on a GPU and the inspection on a laptop.
+"""
+
+import contextlib
+import inspect
+from types import SimpleNamespace
+
+from .launch import SIMULATED, THREADS, pointer
+
+
+def compile_cubin(launchable, cc, threads=THREADS):
+    """-> (entry name, cubin bytes) of a `Launchable` for compute capability `cc`, e.g. (9, 0) or (9, 0, "a").
+
+    threads: the most threads of a block it will be launched with; it bounds the registers.
+    Raises RuntimeError where the simulator is on: it takes the compiler's place in a process.
+    """
+    if SIMULATED:
+        raise RuntimeError("compile_cubin: the simulator is on (NUMBA_ENABLE_CUDASIM=1); use a process without it")
+    from . import intrinsics  # noqa: F401  (numba.cuda is loaded there, with its shim)
+
+    library, entry = _lower(launchable, cc, threads)
+    cubin = library.get_cubin(cc=cc)
+    return entry, bytes(getattr(cubin, "code", cubin))
+
+
+def _lower(launchable, cc, threads):
+    from numba.cuda import types
+    from numba.cuda.compiler import compile_cuda, kernel_fixup
+    from numba.cuda.cudadrv import nvvm
+
+    kinds = tuple(types.CPointer(k.element) if isinstance(k, pointer) else k for _, k in launchable.parameters)
+    with _asked_for(cc):
+        result = compile_cuda(
+            _plain(launchable.body), types.void, kinds, cc=cc, lto=True, nvvm_options={"opt": 3, "fastmath": False}
+        )
+    entry = result.fndesc.llvm_func_name
+    function = result.library.get_function(entry)
+    result.library._entry_name = entry
+    kernel_fixup(function, False)
+    nvvm.set_launch_bounds(function, threads)
+    return result.library, entry
+
+
+def _plain(body):
+    """The function without annotations: they are ours to read, not Numba's."""
+    body = inspect.unwrap(body)
+    body.__annotations__ = {}
+    return body
+
+
+@contextlib.contextmanager
+def _asked_for(cc):
+    from numba.cuda import dispatcher
+
+    ask = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc[:2])
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = ask

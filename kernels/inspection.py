@@ -1,0 +1,168 @@
+"""Compile every catalogued kernel with no GPU and read its machine code; hold it to the rules of the house.
+
+One process an architecture: Numba keeps the device functions it has compiled for one of them. The simulator must be off
+in those processes, whatever it is here.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_90a", "sm_100")
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.M)
+FLOAT64 = re.compile(r"^(DADD|DMUL|DFMA|DSETP|DMNMX|MUFU\.\w+64H|[FI]2F\.F64|F2F\.\w+\.F64|F2I.*F64)")
+WIDTHS = {"64": 8, "128": 16}
+RULES = ("registers", "local memory", "float64", "call", "generic access", "vector access")
+MISSING = 'cannot compile kernels here ({}): pip install "gradlib[check]"'
+
+
+def inspect_all(archs=ARCHITECTURES, only="", processes=2) -> list[dict]:
+    """Compile and disassemble the catalogue.
+
+    archs: names such as "sm_90a"; only: a regular expression that the kernels' names must contain.
+    -> one row a kernel, dtype, variant and architecture: name, arch, dtype, registers, spill_bytes, stack_bytes,
+    shared_bytes, instructions, vector_loads, vector_stores, generic_accesses, calls, float64_ops, and what was
+    promised: register_limit, vector_promised, excepted.
+    Raises RuntimeError where the compiler or the disassembler is missing, or a kernel does not compile.
+
+    >>> rows = inspect_all(["sm_90"], only="softmax")       # doctest: +SKIP
+    """
+    for arch in archs:
+        _capability(arch)
+    with ThreadPoolExecutor(processes) as pool:
+        return [row for rows in pool.map(lambda arch: _inspect_in_process(arch, only), archs) for row in rows]
+
+
+def gate(rows) -> list[str]:
+    """The violations in rows of `inspect_all`, one line each; empty when all is well."""
+    return [f"{row['name']} {row['arch']}: {fault}" for row in rows for fault in _faults(row)]
+
+
+def _faults(row):
+    found = {
+        "registers": (row["registers"] > row["register_limit"], f"{row['registers']} registers"),
+        "local memory": (row["spill_bytes"] or row["stack_bytes"], f"{row['stack_bytes']} bytes of stack"),
+        "float64": (row["dtype"] == "float32" and row["float64_ops"], f"{row['float64_ops']} float64 operations"),
+        "call": (row["dtype"] == "float32" and row["calls"], f"{row['calls']} calls"),
+        "generic access": (row["generic_accesses"], f"{row['generic_accesses']} generic loads or stores"),
+        "vector access": (
+            row["vector_promised"] and not row["vector_loads"] + row["vector_stores"],
+            "no 16-byte access, though promised",
+        ),
+    }
+    return [f"{rule}: {text}" for rule, (broken, text) in found.items() if broken and rule not in row["excepted"]]
+
+
+def _inspect_in_process(arch, only):
+    command = [sys.executable, "-m", "gradlib.kernels.inspection", arch, only]
+    done = subprocess.run(command, env=os.environ | {"NUMBA_ENABLE_CUDASIM": "0"}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"{arch}: the compiling process ended"])[-1])
+    return json.loads(done.stdout)
+
+
+def inspect_catalogue(arch, only="") -> list[dict]:
+    """The rows of one architecture, compiled in this process."""
+    from .launch import CATALOGUE
+
+    tools = _tools()
+    load_catalogue()
+    keys = [(kernel, key) for kernel in CATALOGUE.values() for key in kernel.instances()]
+    return [_inspect(kernel, key, arch, tools) for kernel, key in keys if re.search(only, kernel[key].name)]
+
+
+def load_catalogue():
+    """Import every file of kernels, which puts its kernels into the catalogue."""
+    import importlib
+
+    house = {"__init__", "launch", "compiler", "simulator", "inspection"}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        if file.stem not in house and not file.stem.startswith("intrinsics"):
+            importlib.import_module(f"gradlib.kernels.{file.stem}")
+
+
+def _tools():
+    try:
+        import numba_cuda  # noqa: F401
+        from cuda.pathfinder import find_nvidia_binary_utility
+
+        tools = {name: find_nvidia_binary_utility(name) for name in ("nvdisasm", "cuobjdump")}
+    except ImportError as error:
+        raise RuntimeError(MISSING.format(error)) from error
+    missing = [name for name, path in tools.items() if path is None]
+    if missing:
+        raise RuntimeError(MISSING.format(", ".join(missing) + " not found"))
+    return tools
+
+
+def _inspect(kernel, key, arch, tools):
+    from .compiler import compile_cubin
+
+    _, cubin = compile_cubin(kernel[key], _capability(arch))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        listing = _run(tools["nvdisasm"], "-c", file)
+        usage = _run(tools["cuobjdump"], "-res-usage", file)
+    promise = kernel.expect.get("vector", lambda *key: False)
+    excepted = kernel.expect.get("except_for", lambda *key: ())
+    return _figures(listing, usage) | {
+        "name": kernel[key].name,
+        "arch": arch,
+        "dtype": key[0],
+        "register_limit": kernel.expect.get("registers", 64),
+        "vector_promised": bool(promise(*key)),
+        "excepted": list(excepted(*key)),
+    }
+
+
+def _capability(arch):
+    """ "sm_90a" -> (9, 0, "a")."""
+    parts = re.fullmatch(r"sm_(\d+)(\d)(a?)", arch)
+    if parts is None:
+        raise ValueError(f"inspect_all: an architecture is written sm_90 or sm_90a, got {arch!r}")
+    major, minor, suffix = parts.groups()
+    return (int(major), int(minor), suffix) if suffix else (int(major), int(minor))
+
+
+def _figures(listing, usage):
+    """Count in the disassembly and the resource table."""
+    count = Counter(INSTRUCTION.findall(listing))
+    registers, stack, shared = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage).groups())
+    return {
+        "registers": registers,
+        "stack_bytes": stack,
+        "shared_bytes": shared,
+        "spill_bytes": sum(n * _width(name) for name, n in count.items() if name.startswith(("STL", "LDL"))),
+        "instructions": sum(n for name, n in count.items() if name != "NOP"),
+        "vector_loads": _matching(count, r"^LDG.*\.128"),
+        "vector_stores": _matching(count, r"^STG.*\.128"),
+        "generic_accesses": _matching(count, r"^(LD|ST)(\.|$)"),
+        "calls": _matching(count, r"^CALL"),
+        "float64_ops": _matching(count, FLOAT64),
+    }
+
+
+def _width(name):
+    return next((size for suffix, size in WIDTHS.items() if suffix in name.split(".")), 4)
+
+
+def _matching(count, pattern):
+    return sum(n for name, n in count.items() if re.search(pattern, name))
+
+
+def _run(*command):
+    return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(inspect_catalogue(*sys.argv[1:])))
+    except RuntimeError as error:
+        sys.exit(str(error))

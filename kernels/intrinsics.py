@@ -1,0 +1,188 @@
+"""What kernels are written with: `cuda`, number types, math, 16-byte access, reductions.
+
+One source for hardware and simulator. On hardware the names are Numba's (plus a few instructions Numba lacks); with
+NUMBA_ENABLE_CUDASIM=1 each has a twin in Python. Everything private to numba-cuda is here and in `compiler`.
+"""
+
+from .launch import SIMULATED, pointer, vector_width
+
+if SIMULATED:
+    from .intrinsics_simulated import (
+        as_pointer,
+        cuda,
+        device,
+        divide,
+        float32,
+        float64,
+        int32,
+        int64,
+        math,
+        quotient,
+        square_root,
+        uint32,
+        uint64,
+        vector_access,
+    )
+else:
+    from .intrinsics_hardware import (
+        as_pointer,
+        cuda,
+        device,
+        divide,
+        float32,
+        float64,
+        int32,
+        int64,
+        math,
+        quotient,
+        square_root,
+        uint32,
+        uint64,
+        vector_access,
+    )
+
+__all__ = [
+    "INFINITY",
+    "WARP",
+    "all_lanes",
+    "as_pointer",
+    "cuda",
+    "device",
+    "divide",
+    "float32",
+    "float64",
+    "int32",
+    "int64",
+    "math",
+    "maximum",
+    "pointer",
+    "quotient",
+    "reductions",
+    "row_access",
+    "square_root",
+    "tile_access",
+    "uint32",
+    "uint64",
+    "vector_access",
+]
+
+WARP = 32
+INFINITY = float("inf")
+all_lanes = 0xFFFFFFFF
+
+
+@device
+def maximum(a, b):
+    """The larger; b where either is NaN."""
+    return a if a > b else b
+
+
+@device
+def _add(a, b):
+    return a + b
+
+
+def tile_access(T, width):
+    """-> device functions load, store(memory, start, end, local, at, wide): a tile of `width` elements, memory[start:],
+    from and to local[at:].
+
+    One access of 16 bytes where `wide` (the host's word that `start` is aligned) and the tile ends before `end`, else
+    element by element, leaving out those from `end` on.
+    """
+    load_vector, store_vector = vector_access(T, width)
+
+    @device
+    def load(memory, start, end, local, at, wide):
+        if width > 1 and wide and start + width <= end:
+            load_vector(memory, start, local, at)
+        else:
+            for k in range(width):
+                if start + k < end:
+                    local[at + k] = memory[start + k]
+
+    @device
+    def store(memory, start, end, local, at, wide):
+        if width > 1 and wide and start + width <= end:
+            store_vector(memory, start, local, at)
+        else:
+            for k in range(width):
+                if start + k < end:
+                    memory[start + k] = local[at + k]
+
+    return load, store
+
+
+def row_access(T, lanes, held):
+    """-> device functions load, store(memory, base, n, lane, local, wide).
+
+    A row of n <= lanes * held elements at index `base`, spread over the local arrays of `held` elements of neighbouring
+    lanes, tile by tile; load leaves what lies beyond n as it is.
+    """
+    W = min(held, vector_width(T))
+    load_tile, store_tile = tile_access(T, W)
+
+    @device
+    def load(memory, base, n, lane, local, wide):
+        for r in range(held // W):
+            j = (r * lanes + lane) * W
+            if j < n:
+                load_tile(memory, base + j, base + n, local, r * W, wide)
+
+    @device
+    def store(memory, base, n, lane, local, wide):
+        for r in range(held // W):
+            j = (r * lanes + lane) * W
+            if j < n:
+                store_tile(memory, base + j, base + n, local, r * W, wide)
+
+    return load, store
+
+
+def _over_lanes(combine, lanes):
+    """Butterfly over groups of `lanes` neighbouring lanes (a power of two): every lane ends with the group's result,
+    combined in the same order, so all lanes hold the same bits."""
+
+    @device
+    def reduce(v):
+        if lanes > 16:
+            v = combine(v, cuda.shfl_xor_sync(all_lanes, v, 16))
+        if lanes > 8:
+            v = combine(v, cuda.shfl_xor_sync(all_lanes, v, 8))
+        if lanes > 4:
+            v = combine(v, cuda.shfl_xor_sync(all_lanes, v, 4))
+        if lanes > 2:
+            v = combine(v, cuda.shfl_xor_sync(all_lanes, v, 2))
+        if lanes > 1:
+            v = combine(v, cuda.shfl_xor_sync(all_lanes, v, 1))
+        return v
+
+    return reduce
+
+
+def _over_block(T, combine, neutral):
+    """Reduce over the warps of a block through shared memory; every thread gets the result."""
+    over_warp = _over_lanes(combine, WARP)
+
+    @device
+    def reduce(v):
+        slots = cuda.shared.array(32, T)
+        lane = int32(cuda.threadIdx.x) & int32(31)
+        warp = int32(cuda.threadIdx.x) >> int32(5)
+        v = over_warp(v)
+        if lane == 0:
+            slots[warp] = v
+        cuda.syncthreads()
+        v = slots[lane] if lane < (int32(cuda.blockDim.x) >> int32(5)) else T(neutral)
+        v = over_warp(v)
+        cuda.syncthreads()  # the slots may be used again
+        return v
+
+    return reduce
+
+
+def reductions(T, lanes=WARP):
+    """-> device functions (sum, max) over groups of `lanes` lanes, or over the block where lanes is None.
+    All lanes (all threads) must call them; the block's size is a multiple of 32."""
+    if lanes is None:
+        return _over_block(T, _add, 0.0), _over_block(T, maximum, -INFINITY)
+    return _over_lanes(_add, lanes), _over_lanes(maximum, lanes)

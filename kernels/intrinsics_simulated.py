@@ -1,0 +1,54 @@
+"""The simulator's twins of `intrinsics_hardware`: same names, plain Python on NumPy scalars."""
+
+import ctypes
+from types import SimpleNamespace
+
+import numpy as np
+from numpy import float32, float64, int32, int64, uint32, uint64  # noqa: F401
+from scipy.special import erf
+
+from .simulator import Cuda, Memory
+
+cuda = Cuda()
+math = SimpleNamespace(
+    exp=np.exp, log=np.log, log1p=np.log1p, expm1=np.expm1, tanh=np.tanh, sin=np.sin, cos=np.cos, erf=erf, fabs=np.abs
+)
+square_root = np.sqrt
+
+
+def device(function):
+    """A device function is a function."""
+    return function
+
+
+def divide(a, b):
+    """a / b, by NumPy's rules where b is 0."""
+    return np.divide(a, b)
+
+
+def quotient(a, b):
+    """a // b of int32, 0 <= a, 0 < b."""
+    return int32(a) // int32(b)
+
+
+def vector_access(T, width):
+    """-> (load, store): move `width` elements between memory[i:] and local[at:]."""
+
+    def load(memory, i, local, at):
+        local.array[at : at + width] = memory.vector(i, width)
+
+    def store(memory, i, local, at):
+        memory.vector(i, width)[:] = local.array[at : at + width]
+
+    return load, store
+
+
+def as_pointer(T):
+    """-> function from an address and the size of what lies there to indexable memory."""
+    element = np.dtype(T)
+
+    def at(address, size):
+        raw = (ctypes.c_char * (int(size) * element.itemsize)).from_address(int(address))
+        return Memory(np.frombuffer(raw, element), f"memory at {int(address):#x}")
+
+    return at

@@ -1,0 +1,221 @@
+"""Declare, catalogue and launch CUDA kernels; choose between the GPU and the simulator.
+
+A kernel is a Python function over flat pointers and integers, made by a factory for one dtype (and, if it likes, for
+one variant: an activation, a vector width). Its parameter annotations are its signature:
+
+    @cuda_kernel(variants=[(1,), (4,)])
+    def scale(T, W):
+        def body(x: pointer(T), y: pointer(T), n: int64):
+            i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+            if i < n:
+                y[i] = T(2) * x[i]
+        return body
+
+    scale["float32", 1](blocks(n, 256), 256, x, y, n)
+
+On the GPU the function is compiled by Numba to a cubin for the current device, kept in memory, and launched by CuPy on
+its current stream. Inside `simulate()` the same function runs on NumPy arrays, thread by thread. Importing this module
+needs no GPU.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..device import SIMULATING
+
+THREADS = 256  # threads of a block, unless a kernel says otherwise
+FLOATS = ("float32", "float64")
+CATALOGUE: dict[str, "CudaKernel"] = {}
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The fused forms of one op: host functions with the signatures of the op's rules; None where the rule serves."""
+
+    forward: Callable | None = None
+    vjp: Callable | None = None
+    jvp: Callable | None = None
+    jacobian: Callable | None = None
+
+
+@contextlib.contextmanager
+def simulate():
+    """Let NumPy arrays take the CUDA kernels, run by the simulator, inside the `with` block.
+
+    Raises RuntimeError unless the process was started with NUMBA_ENABLE_CUDASIM=1.
+
+    >>> with simulate():            # doctest: +SKIP
+    ...     gl.softmax(np.ones((2, 3), np.float32))
+    """
+    if not SIMULATED:
+        raise RuntimeError(
+            "simulate: set NUMBA_ENABLE_CUDASIM=1 in the environment before gradlib.kernels is first imported"
+        )
+    token = SIMULATING.set(True)
+    try:
+        yield
+    finally:
+        SIMULATING.reset(token)
+
+
+def simulating() -> bool:
+    """True inside `simulate()`."""
+    return SIMULATING.get()
+
+
+@dataclass(frozen=True)
+class pointer:
+    """Parameter type: the first element of contiguous memory of a dtype (a NumPy scalar type or a Numba type)."""
+
+    element: object
+
+    @property
+    def dtype(self) -> np.dtype:
+        return dtype_of(self.element)
+
+
+class CudaKernel:
+    """A catalogued kernel: a factory and what it is made for. `kernel[dtype, *variant]` is launchable."""
+
+    def __init__(self, factory, dtypes, variants, expect):
+        self.name = f"{factory.__module__.rsplit('.', 1)[-1]}.{factory.__name__}"
+        self.factory, self.dtypes, self.variants, self.expect = factory, tuple(dtypes), tuple(variants), expect
+        self._made = {}
+
+    def __getitem__(self, key) -> "Launchable":
+        key = key if isinstance(key, tuple) else (key,)
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = self._make(np.dtype(key[0]).name, key[1:])
+        return found
+
+    def _make(self, dtype, variant):
+        if dtype not in self.dtypes or (variant not in self.variants):
+            raise KeyError(f"{self.name}: made for {self.dtypes} and {self.variants}, not for {dtype} {variant}")
+        from . import intrinsics
+
+        body = self.factory(getattr(intrinsics, dtype), *variant)
+        return Launchable("-".join([self.name, dtype, *map(str, variant)]), body)
+
+    def instances(self):
+        """Every (dtype, *variant) the kernel is made for."""
+        return [(d, *v) for d in self.dtypes for v in self.variants]
+
+
+def cuda_kernel(dtypes=FLOATS, variants=((),), **expect):
+    """Decorator: put a kernel factory into the catalogue.
+
+    dtypes, variants: what it is made for; a variant is the tuple of the factory's arguments after the dtype.
+    expect: what `inspection.gate` holds it to. registers: a ceiling (64); vector: function of (dtype, *variant), True
+    where 16-byte accesses are promised; except_for: function of the same, the names of the rules it may break.
+    """
+
+    def declare(factory):
+        kernel = CudaKernel(factory, dtypes, variants, expect)
+        if kernel.name in CATALOGUE:
+            raise ValueError(f"two kernels are called {kernel.name}")
+        CATALOGUE[kernel.name] = kernel
+        return kernel
+
+    return declare
+
+
+class Launchable:
+    """One kernel for one dtype and variant: call it with (grid, block, *arguments)."""
+
+    def __init__(self, name, body):
+        self.name, self.body = name, body
+        self.parameters = tuple(body.__annotations__.items())
+        self._loaded = {}
+
+    def __call__(self, grid, block, *args):
+        """Launch. grid: blocks, an int or a tuple; block: threads, an int. Arrays must be C-contiguous and of the
+        declared dtype, integers are converted. Asynchronous on the GPU; an empty grid is no launch."""
+        grid = tuple(map(int, grid)) if isinstance(grid, tuple) else (int(grid),)
+        args = self._marshal(args)
+        if 0 in grid:
+            return
+        if simulating():
+            from .simulator import run_grid
+
+            run_grid(self.name, self.body, grid, int(block), args)
+        else:
+            self._function()(grid, (int(block),), args)
+
+    def _marshal(self, args):
+        if len(args) != len(self.parameters):
+            raise TypeError(f"{self.name}: {len(self.parameters)} arguments expected, got {len(args)}")
+        return tuple(self._argument(name, kind, a) for (name, kind), a in zip(self.parameters, args, strict=True))
+
+    def _argument(self, name, kind, a):
+        if not isinstance(kind, pointer):
+            return dtype_of(kind).type(a)
+        if a.dtype != kind.dtype or not a.flags.c_contiguous:
+            raise TypeError(
+                f"{self.name}: {name} must be contiguous {kind.dtype}, got {a.dtype} with strides {a.strides}"
+            )
+        return a
+
+    def _function(self):
+        """The loaded function of the current device, compiled on first use."""
+        import cupy
+
+        device = cupy.cuda.Device()
+        function = self._loaded.get(device.id)
+        if function is None:
+            from .compiler import compile_cubin
+
+            digits = device.compute_capability  # "90", "100"
+            entry, cubin = compile_cubin(self, (int(digits[:-1]), int(digits[-1])))
+            module = cupy.cuda.Module()
+            module.load(cubin)
+            function = self._loaded[device.id] = module.get_function(entry)
+        return function
+
+
+def blocks(items, each) -> int:
+    """How many blocks of `each` cover `items`."""
+    return -(-int(items) // int(each))
+
+
+def empty(xp, shape, dtype):
+    """Uninitialised C-contiguous memory; full of NaN in the simulator, so that what a kernel forgets to write shows."""
+    out = xp.empty(shape, dtype)
+    if simulating():
+        out.fill(np.nan if out.dtype.kind == "f" else 0x55)
+    return out
+
+
+def dtype_of(kind) -> np.dtype:
+    """The NumPy dtype of a dtype, its name, a NumPy scalar type or a Numba type."""
+    return kind if isinstance(kind, np.dtype) else np.dtype(getattr(kind, "name", kind))
+
+
+def vector_width(kind) -> int:
+    """Elements in one 16-byte access; `kind` as for `dtype_of`."""
+    return 16 // dtype_of(kind).itemsize
+
+
+def aligned(*arrays) -> bool:
+    """True where every array (None is skipped) starts on a 16-byte boundary."""
+    return all(_address(a) % 16 == 0 for a in arrays if a is not None)
+
+
+def _address(array) -> int:
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+
+
+def takes(*arrays, dtypes=FLOATS) -> bool:
+    """True where all are arrays of one dtype among `dtypes` (None is skipped): what most kernels ask for."""
+    kinds = {getattr(a, "dtype", None) for a in arrays if a is not None}
+    return len(kinds) == 1 and str(kinds.pop()) in dtypes and not any(isinstance(a, np.generic) for a in arrays)
+
+
+def contiguous(xp, *arrays):
+    """The arrays, C-contiguous (copied only where they are not); None stays None."""
+    return [None if a is None else xp.ascontiguousarray(a).reshape(a.shape) for a in arrays]

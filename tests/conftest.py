@@ -1,0 +1,29 @@
+"""Where kernels run in the tests: on the GPU if there is one that answers, else in the simulator.
+
+The choice is made here, in the environment, because numba reads it once, when it is first imported.
+"""
+
+import importlib.util
+import os
+
+import pytest
+
+
+def _gpu_answers():
+    if importlib.util.find_spec("cupy") is None:
+        return False
+    import cupy
+
+    return cupy.is_available()
+
+
+if "NUMBA_ENABLE_CUDASIM" not in os.environ:
+    os.environ["NUMBA_ENABLE_CUDASIM"] = "0" if _gpu_answers() else "1"
+
+
+@pytest.fixture(params=["forward", "reverse", "7"])
+def schedule(request, monkeypatch):
+    """Run a test under several orders of the simulator's threads; once on a GPU."""
+    if os.environ["NUMBA_ENABLE_CUDASIM"] == "0" and request.param != "forward":
+        pytest.skip("a GPU has its own schedule")
+    monkeypatch.setenv("GRADLIB_SIM_SCHEDULE", request.param)

@@ -1,0 +1,119 @@
+"""The kernels of softmax, log_softmax and logsumexp against float64 NumPy."""
+
+import numpy as np
+import pytest
+from gradlib.kernels import softmax as kernels
+from kernel_device import DTYPES, call, close
+
+# (length, dtype): every shape of kernel, its edges, rows that are and are not aligned
+CASES = [(n, "float32") for n in (1, 2, 3, 7, 8, 9, 31, 32, 33, 100, 127, 128, 129, 512, 513, 1000, 1027)]
+CASES += [(n, "float64") for n in (1, 3, 8, 31, 33, 130, 514)]
+
+
+def reference(x):
+    """(softmax, log_softmax, logsumexp) over the last axis, in float64."""
+    x = x.astype(float)
+    m = x.max(-1, keepdims=True)
+    lse = m + np.log(np.exp(x - m).sum(-1, keepdims=True))
+    return np.exp(x - lse), x - lse, lse[..., 0]
+
+
+def data(n, dtype, rows=(2, 3), V=3):
+    rng = np.random.default_rng(n)
+    x = (3 * rng.normal(size=(*rows, n))).astype(dtype)
+    return x, rng.normal(size=(V, *x.shape)).astype(dtype)
+
+
+@pytest.mark.parametrize(("n", "dtype"), CASES)
+def test_forward(n, dtype):
+    x, _ = data(n, dtype)
+    p, log_p, lse = reference(x)
+    y, saved = call(kernels.softmax.forward, x, axis=2)
+    close(y, p, dtype, scale=0.1)
+    assert saved[0] is y
+    close(call(kernels.log_softmax.forward, x, axis=2)[0], log_p, dtype, scale=1)
+    y, saved = call(kernels.logsumexp.forward, x, axis=2, keepdims=False)
+    close(y, lse, dtype, scale=1)
+    assert saved[0] is x and saved[1] is y
+    close(call(kernels.logsumexp.forward, x, axis=2, keepdims=True)[0], lse[..., None], dtype, scale=1)
+
+
+@pytest.mark.parametrize(("n", "dtype"), CASES)
+def test_derivatives(n, dtype):
+    x, d = data(n, dtype, rows=(3,), V=3)
+    p, log_p, lse = (a.astype(dtype) for a in reference(x))
+    exact, d64 = reference(x)[0], d.astype(float)
+    dot = (d64 * exact).sum(-1, keepdims=True)
+    (dx,) = call(kernels.softmax.vjp, (p,), d, (True,), axis=1)
+    close(dx, exact * (d64 - dot), dtype, scale=0.5)
+    np.testing.assert_array_equal(call(kernels.softmax.jvp, (p,), (d,), axis=1), dx)
+    scale = 1 + abs(d64).sum(-1).max() / 4
+    (dx,) = call(kernels.log_softmax.vjp, (log_p,), d, (True,), axis=1)
+    close(dx, d64 - exact * d64.sum(-1, keepdims=True), dtype, scale=scale)
+    close(call(kernels.log_softmax.jvp, (log_p,), (d,), axis=1), d64 - dot, dtype, scale=2)
+    e = d[..., 0]
+    (dx,) = call(kernels.logsumexp.vjp, (x, lse), e, (True,), axis=1, keepdims=False)
+    close(dx, e[..., None].astype(float) * exact, dtype, scale=0.5)
+    close(call(kernels.logsumexp.jvp, (x, lse), (d,), axis=1, keepdims=False), dot[..., 0], dtype, scale=2)
+    assert call(kernels.softmax.vjp, (p,), d, (False,), axis=1) == (None,)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 3, 8, 33, 64])
+def test_jacobian(n, dtype):
+    p = reference(data(n, dtype)[0])[0].astype(dtype)
+    expected = np.eye(n) * p[..., None].astype(float) - p[..., None].astype(float) * p[..., None, :]
+    close(call(kernels.softmax.jacobian, (p,), axis=2), expected, dtype, scale=0.01)
+
+
+@pytest.mark.parametrize("n", [3, 40, 516])
+@pytest.mark.parametrize("V", [0, 1, 5])
+def test_stacks_of_any_size(n, V, schedule):
+    x, d = data(n, "float32", rows=(5,), V=V)
+    p = reference(x)[0].astype("float32")
+    (dx,) = call(kernels.softmax.vjp, (p,), d, (True,), axis=1)
+    close(dx, p * (d - (d * p).sum(-1, keepdims=True, dtype=float)), "float32", scale=0.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [5, 40, 130, 514])
+def test_extreme_rows(n, dtype, schedule):
+    x = np.zeros((4, n), dtype)
+    x[0], x[1, 1:], x[2, ::2], x[3] = -np.inf, -1e4, 1e4, np.linspace(-1e4, 1e4, n)
+    y, _ = call(kernels.softmax.forward, x, axis=1)
+    log_y, _ = call(kernels.log_softmax.forward, x, axis=1)
+    lse, _ = call(kernels.logsumexp.forward, x, axis=1, keepdims=False)
+    assert (y[0] == 0).all() and (log_y[0] == -np.inf).all() and lse[0] == -np.inf
+    p, log_p, exact = reference(x[1:])
+    close(y[1:], p, dtype, scale=0.1)
+    close(log_y[1:], log_p, dtype)
+    close(lse[1:], exact, dtype)
+    d = np.ones((1, 4, n), dtype)
+    for result in (
+        call(kernels.softmax.vjp, (y,), d, (True,), axis=1)[0],
+        call(kernels.log_softmax.vjp, (log_y,), d, (True,), axis=1)[0],
+        call(kernels.logsumexp.vjp, (x, lse), d[..., 0], (True,), axis=1, keepdims=False)[0],
+    ):
+        assert np.isfinite(result).all()
+
+
+def test_masked_entries():
+    x = np.random.default_rng(0).normal(size=(3, 50)).astype("float32")
+    x[:, 10:30] = -np.inf
+    y, _ = call(kernels.softmax.forward, x, axis=1)
+    assert (y[:, 10:30] == 0).all()
+    keep = np.r_[0:10, 30:50]
+    close(y[:, keep], reference(x[:, keep])[0], "float32", scale=0.1)
+
+
+def test_strided_input():
+    x = np.random.default_rng(0).normal(size=(6, 37)).astype("float32")
+    for view in (x[::2], x[:, ::-1], x[:, 1:], np.asfortranarray(x)):
+        close(call(kernels.softmax.forward, view, axis=1)[0], reference(view)[0], "float32", scale=0.1)
+
+
+def test_what_is_left_to_the_rule():
+    x = np.ones((3, 4), "float32")
+    for bad, axis in ((x, 0), (x.astype("float16"), 1), (np.ones((3, 0), "float32"), 1), (np.ones((0, 4)), 1)):
+        assert call(kernels.softmax.forward, bad, axis=axis) is NotImplemented
+        assert call(kernels.softmax.vjp, (bad,), bad[None], (True,), axis=axis) is NotImplemented

@@ -1,0 +1,182 @@
+"""Declaring and launching kernels: the catalogue, the arguments, the GPU path against a stand-in for CuPy."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from gradlib.kernels import launch
+from gradlib.kernels.launch import SIMULATED, CudaKernel, Launchable, aligned, blocks, empty, pointer, simulate, takes
+
+simulated = pytest.mark.skipif(not SIMULATED, reason="needs the simulator")
+
+
+def _kernel():
+    """A kernel outside the catalogue: y = factor * x."""
+    from gradlib.kernels.intrinsics import cuda, int64
+
+    def scaled(T, factor):
+        def body(x: pointer(T), y: pointer(T), n: int64):
+            i = int64(cuda.blockIdx.x) * int64(cuda.blockDim.x) + int64(cuda.threadIdx.x)
+            if i < n:
+                y[i] = T(factor) * x[i]
+
+        return body
+
+    return CudaKernel(scaled, ("float32", "float64"), ((2,), (3,)), {})
+
+
+def test_instances_are_made_once_and_only_as_declared():
+    kernel = _kernel()
+    assert kernel["float32", 2] is kernel["float32", 2]
+    assert kernel[np.dtype("float64"), 3].name == "test_launch.scaled-float64-3"
+    assert kernel.instances() == [("float32", 2), ("float32", 3), ("float64", 2), ("float64", 3)]
+    with pytest.raises(KeyError, match=r"scaled.*float16"):
+        kernel["float16", 2]
+    with pytest.raises(KeyError, match="scaled"):
+        kernel["float32", 4]
+
+
+def test_catalogue_refuses_a_name_twice(monkeypatch):
+    monkeypatch.setattr(launch, "CATALOGUE", {})
+
+    def declare():
+        @launch.cuda_kernel()
+        def twice(T):
+            raise AssertionError("made too early")
+
+    declare()
+    with pytest.raises(ValueError, match="twice"):
+        declare()
+
+
+@simulated
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_simulated_launch(dtype):
+    x, y = np.arange(5, dtype=dtype), np.full(5, np.nan, dtype)
+    with simulate():
+        _kernel()[dtype, 3](blocks(5, 2), 2, x, y, 5)
+    np.testing.assert_array_equal(y, 3 * x)
+
+
+@simulated
+def test_empty_grid_is_no_launch():
+    nothing = np.ones(0, "float32")
+    with simulate():
+        _kernel()["float32", 2](blocks(0, 32), 32, nothing, nothing, 0)
+
+
+@simulated
+def test_bad_arguments_name_kernel_and_parameter():
+    kernel, x = _kernel()["float32", 2], np.ones(4, "float32")
+    with simulate():
+        with pytest.raises(TypeError, match=r"scaled.*x must be contiguous float32, got float64"):
+            kernel(1, 32, x.astype(float), x, 4)
+        with pytest.raises(TypeError, match=r"y must be contiguous"):
+            kernel(1, 32, x, x[::2], 2)
+        with pytest.raises(TypeError, match="3 arguments expected, got 2"):
+            kernel(1, 32, x, x)
+
+
+@simulated
+def test_simulate_is_switched_off_again():
+    assert not launch.simulating()
+    with pytest.raises(ZeroDivisionError), simulate():
+        assert launch.simulating()
+        raise ZeroDivisionError
+    assert not launch.simulating()
+
+
+def test_simulate_without_the_simulator_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(launch, "SIMULATED", False)
+    with pytest.raises(RuntimeError, match="NUMBA_ENABLE_CUDASIM=1"), simulate():
+        pass
+
+
+class DeviceArray:
+    """What the launcher asks of a CuPy array."""
+
+    def __init__(self, n, dtype, address):
+        self.dtype, self.flags, self.strides = np.dtype(dtype), SimpleNamespace(c_contiguous=True), (1,)
+        self.size, self.data = n, SimpleNamespace(ptr=address)
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """A stand-in for CuPy on a machine with two devices; `log` is what it was asked to do."""
+    log, device = [], SimpleNamespace(id=0, compute_capability="90")
+
+    class Module:
+        def load(self, cubin):
+            log.append(("load", cubin))
+
+        def get_function(self, entry):
+            return lambda grid, block, args: log.append((entry, grid, block, args))
+
+    cuda = SimpleNamespace(Device=lambda: device, Module=Module)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(
+        "gradlib.kernels.compiler.compile_cubin", lambda k, cc: (f"entry{cc}", f"{k.name}{cc}".encode())
+    )
+    return SimpleNamespace(log=log, device=device)
+
+
+def test_gpu_launch_compiles_once_a_device(cupy):
+    kernel, x, y = _kernel()["float32", 2], DeviceArray(4, "float32", 512), DeviceArray(4, "float32", 1024)
+    kernel(3, 64, x, y, 4)
+    kernel((5, 2), 64, x, y, 4)
+    cupy.device.id, cupy.device.compute_capability = 1, "100"
+    kernel(1, 64, x, y, 4)
+    loads = [cubin for what, cubin, *_ in cupy.log if what == "load"]
+    assert loads == [b"test_launch.scaled-float32-2(9, 0)", b"test_launch.scaled-float32-2(10, 0)"]
+    launches = [entry for entry in cupy.log if entry[0] != "load"]
+    assert [(entry, grid, block) for entry, grid, block, _ in launches] == [
+        ("entry(9, 0)", (3,), (64,)),
+        ("entry(9, 0)", (5, 2), (64,)),
+        ("entry(10, 0)", (1,), (64,)),
+    ]
+    assert launches[0][3][:2] == (x, y)
+    assert isinstance(launches[0][3][2], np.int64)
+
+
+def test_gpu_launch_checks_arguments_first(cupy):
+    x = DeviceArray(4, "float64", 512)
+    with pytest.raises(TypeError, match="float32"):
+        _kernel()["float32", 2](1, 32, x, x, 4)
+    assert cupy.log == []
+
+
+def test_alignment_and_takes():
+    x = np.empty(64, np.uint8)
+    first = -x.ctypes.data % 16
+    assert aligned(x[first:], None)
+    assert not aligned(x[first:], x[first + 4 :])
+    assert aligned(DeviceArray(1, "float32", 512)) and not aligned(DeviceArray(1, "float32", 520))
+    a, b = np.ones(2, "float32"), np.ones(2)
+    assert takes(a, None, a) and takes(b)
+    assert not takes(a, b) and not takes(np.ones(2, "float16")) and not takes(2.0) and not takes(np.float32(2))
+
+
+@simulated
+def test_empty_is_poisoned_in_the_simulator():
+    with simulate():
+        assert np.isnan(empty(np, 3, "float32")).all()
+
+
+def test_blocks():
+    assert [blocks(n, 4) for n in (0, 1, 4, 5, 2**40)] == [0, 1, 1, 2, 2**38]
+
+
+def test_importing_gradlib_loads_no_gpu_stack():
+    code = "import gradlib, gradlib.kernels.launch, sys; print({'numba', 'cupy', 'greenlet'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_launchable_reads_its_signature_from_annotations():
+    def body(x: pointer(np.float32), n: np.int32):
+        pass
+
+    launchable = Launchable("k", body)
+    assert [name for name, _ in launchable.parameters] == ["x", "n"]
