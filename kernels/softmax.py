@@ -1,6 +1,6 @@
 """softmax, log_softmax and logsumexp over the last axis, their derivatives, and softmax's Jacobian.
 
-    p_i = exp(x_i - m) / s,  m = max_j x_j,  s = sum_j exp(x_j - m);  log_softmax = x - m - log s;  logsumexp = m + log s
+    p_i = exp(x_i - m) / s, m = max_j x_j, s = sum_j exp(x_j - m);   log_softmax = x - m - log s;   logsumexp = m + log s
     softmax      dx = p (dy - sum_j dy_j p_j), dy likewise       J = diag(p) - p p^T
     log_softmax  dx = dy - p sum_j dy_j,       dy = dx - sum_j dx_j p_j
     logsumexp    dx = dy p,                    dy = sum_j dx_j p_j
@@ -40,7 +40,7 @@ def _promise(dtype, kind, lanes, held):
     return held > 1
 
 
-def _finite(T):
+def finite_shift(T):
     """-> device function: m, or 0 for the m of a row that is all -inf."""
 
     @device
@@ -54,7 +54,7 @@ def _finite(T):
 def held_rows(T, kind, L, R):
     """y = kind(x) for rows of n <= L * R elements, a group of L lanes a row, R elements a lane."""
     add, largest = reductions(T, L)
-    finite = _finite(T)
+    finite = finite_shift(T)
     load, store = row_access(T, L, R)
     is_softmax, is_sum = kind == "softmax", kind == "logsumexp"
 
@@ -96,7 +96,7 @@ def held_rows(T, kind, L, R):
 def streamed_rows(T, kind):
     """y = kind(x) for long rows, a block a row: m and s in one pass, y in a second."""
     add, largest = reductions(T, None)
-    finite = _finite(T)
+    finite = finite_shift(T)
     W = vector_width(T)
     load, store = tile_access(T, W)
     is_softmax, is_sum = kind == "softmax", kind == "logsumexp"
@@ -143,7 +143,7 @@ def streamed_rows(T, kind):
 
 def _derivative(T, kind):
     """-> device functions: p from what was saved, the term that is summed, the result from the sum."""
-    finite = _finite(T)
+    finite = finite_shift(T)
     from_x, from_y, by_p = kind.startswith("logsumexp"), kind == "softmax", kind != "log_softmax"
 
     @device
@@ -287,7 +287,7 @@ def outer_rows(T, L):
     return body
 
 
-def _group(n):
+def group_of(n):
     """The shape of GROUPS that holds a row of n elements, or None."""
     return next(((lanes, held) for lanes, held in GROUPS if n <= lanes * held), None)
 
@@ -298,7 +298,7 @@ def _forward(xp, kind, x, out_shape):
     rows = x.size // n
     y = empty(xp, out_shape, x.dtype)
     wide = aligned(x, y) and n % vector_width(x.dtype) == 0
-    if group := _group(n):
+    if group := group_of(n):
         held_rows[x.dtype, kind, *group](blocks(rows * group[0], THREADS), THREADS, x, y, rows, n, wide)
     else:
         streamed_rows[x.dtype, kind](rows, THREADS, x, y, n, wide)
@@ -315,7 +315,7 @@ def _derivative_of(xp, kind, y, lse, d, out_shape):
     out = empty(xp, out_shape, d.dtype)
     wide = aligned(y, d, out) and n % vector_width(y.dtype) == 0
     arguments = (y, y if lse is None else lse, d, out, rows, n, V, wide)
-    if group := _group(n):
+    if group := group_of(n):
         across = blocks(rows * group[0], THREADS)
         kernel = held_rows_derivative[y.dtype, kind, *group]
     else:

@@ -1,1 +1,37 @@
+"""Networks as functions of their parameters: `net = Sequential(...)`, `params = net.init(0)`, `net(params, x)`."""
 
+from .initializers import INITIALIZERS
+from .layers import (
+    ELU,
+    GELU,
+    Dropout,
+    LeakyReLU,
+    Linear,
+    LogSoftmax,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from .module import Module
+from .sequential import Sequential
+
+__all__ = [
+    "ELU",
+    "GELU",
+    "INITIALIZERS",
+    "Dropout",
+    "LeakyReLU",
+    "Linear",
+    "LogSoftmax",
+    "Module",
+    "ReLU",
+    "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Tanh",
+]

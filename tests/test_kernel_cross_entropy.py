@@ -1,0 +1,119 @@
+"""The kernels of cross entropy against float64 NumPy."""
+
+import numpy as np
+import pytest
+from gradlib.kernels.cross_entropy import cross_entropy
+from kernel_device import DTYPES, call, close
+
+CASES = [(n, "float32") for n in (1, 3, 8, 10, 31, 33, 128, 500, 513, 1027)] + [(n, "float64") for n in (3, 33, 514)]
+STATIC = {"ignore_index": None, "label_smoothing": 0.0}
+
+
+def data(n, dtype, rows=(5,)):
+    rng = np.random.default_rng(n)
+    return (3 * rng.normal(size=(*rows, n))).astype(dtype), rng.integers(0, n, rows)
+
+
+def reference(x, labels, ignore_index, label_smoothing):
+    """(loss of each row, g) in float64."""
+    x, n = x.astype(float), x.shape[-1]
+    m = x.max(-1, keepdims=True)
+    s = np.exp(x - m).sum(-1, keepdims=True)
+    target = (1 - label_smoothing) * np.eye(n)[labels % n] + label_smoothing / n
+    keep = np.ones(labels.shape, bool) if ignore_index is None else labels != ignore_index
+    loss = -(target * (x - m - np.log(s))).sum(-1)
+    return np.where(keep, loss, 0), np.where(keep[..., None], np.exp(x - m) / s - target, 0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("n", "dtype"), CASES)
+def test_rows(n, dtype, smoothing):
+    x, labels = data(n, dtype)
+    labels[1] = -100
+    static = {"ignore_index": -100, "label_smoothing": smoothing}
+    losses, g = reference(x, labels, **static)
+    y, (got, count) = call(cross_entropy.forward, x, labels, reduction="none", **static)
+    close(y, losses, dtype, scale=4)
+    close(got, g, dtype, scale=0.3)
+    assert count == 1 and (got[1] == 0).all() and y[1] == 0
+
+
+@pytest.mark.parametrize("labels_dtype", ["int32", "int64", "uint8"])
+@pytest.mark.parametrize("n", [4, 600])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_reductions_and_derivatives(reduction, n, labels_dtype, schedule):
+    x, labels = data(n, "float32", rows=(2, 3))
+    labels = (labels % 250).astype(labels_dtype)
+    labels[0, 1] = 2
+    static = {"ignore_index": 2, "label_smoothing": 0.2}
+    losses, g = reference(x, labels, **static)
+    count = np.count_nonzero(labels != 2) if reduction == "mean" else 1
+    y, saved = call(cross_entropy.forward, x, labels, reduction=reduction, **static)
+    close(y, losses.sum() / count, "float32")
+    assert saved[1] == count and saved[1].shape == () and saved[1].dtype == "float32"
+    rng = np.random.default_rng(0)
+    for V in (0, 1, 3):
+        dy, d = rng.normal(size=V).astype("float32"), rng.normal(size=(V, *x.shape)).astype("float32")
+        dx, none = call(cross_entropy.vjp, saved, dy, (True, False), reduction=reduction, **static)
+        assert none is None
+        close(dx, dy[:, None, None, None] * g / count, "float32", scale=0.5)
+        dloss = call(cross_entropy.jvp, saved, (d, None), reduction=reduction, **static)
+        close(dloss, (d.astype(float) * g).sum((1, 2, 3)) / count, "float32", scale=4)
+
+
+@pytest.mark.parametrize(("n", "dtype"), CASES)
+def test_row_derivatives(n, dtype):
+    x, labels = data(n, dtype)
+    _, saved = call(cross_entropy.forward, x, labels, reduction="none", **STATIC)
+    g = reference(x, labels, **STATIC)[1]
+    rng = np.random.default_rng(1)
+    dy, d = rng.normal(size=(3, 5)).astype(dtype), rng.normal(size=(3, 5, n)).astype(dtype)
+    dx, _ = call(cross_entropy.vjp, saved, dy, (True, False), reduction="none", **STATIC)
+    close(dx, dy[..., None].astype(float) * g, dtype, scale=0.5)
+    dloss = call(cross_entropy.jvp, saved, (d, None), reduction="none", **STATIC)
+    close(dloss, (d.astype(float) * g).sum(-1), dtype, scale=4)
+    assert call(cross_entropy.vjp, saved, dy, (False, False), reduction="none", **STATIC) == (None, None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [5, 600])
+def test_extreme_logits(n, dtype, schedule):
+    x = np.zeros((3, n), dtype)
+    x[0], x[1, 0], x[2] = 1e4, 1e4, np.linspace(-1e4, 1e4, n)
+    labels = np.array([1, 1, n - 1])
+    for smoothing in (0.0, 0.1):
+        static = {"ignore_index": None, "label_smoothing": smoothing}
+        y, (g, _) = call(cross_entropy.forward, x, labels, reduction="none", **static)
+        losses, exact = reference(x, labels, **static)
+        close(y, losses, dtype, scale=1)
+        close(g, exact, dtype, scale=0.1)
+
+
+@pytest.mark.parametrize("n", [6, 600])
+def test_forbidden_classes(n):
+    """Logits of -inf outside the label change nothing without smoothing."""
+    x, labels = data(n, "float32")
+    x[:, n // 2 :] = -np.inf
+    labels %= n // 2
+    y, (g, _) = call(cross_entropy.forward, x, labels, reduction="none", **STATIC)
+    losses, exact = reference(x[:, : n // 2], labels, **STATIC)
+    close(y, losses, "float32")
+    close(g[:, : n // 2], exact, "float32", scale=0.3)
+    assert (g[:, n // 2 :] == 0).all()
+
+
+@pytest.mark.parametrize("label", [-1, 7, 700])
+@pytest.mark.parametrize("n", [7, 600])
+def test_label_that_is_no_class_gives_nan(n, label):
+    x, labels = data(n, "float32")
+    label = label if label < 0 else n + label
+    labels[2] = label
+    y, (g, _) = call(cross_entropy.forward, x, labels, reduction="none", **STATIC)
+    assert np.isnan(y[2]) and np.isnan(g[2]).all() and np.isfinite(np.delete(y, 2)).all()
+
+
+def test_what_is_left_to_the_rule():
+    x, labels = data(4, "float32")
+    for bad in (x.astype("float16"), x[:0]):
+        result = call(cross_entropy.forward, bad, labels[: len(bad)], reduction="sum", **STATIC)
+        assert result is NotImplemented
