@@ -22,6 +22,43 @@ from .ops.linear import linear
 from .ops.softmax import log_softmax, logsumexp, softmax
 from .transforms import grad, hvp, jvp, linearize, stop_gradient, value_and_grad, vjp
 
+__all__ = [
+    "CSR",
+    "Generator",
+    "batch_jacobian",
+    "check_grads",
+    "cross_entropy",
+    "dropout",
+    "elu",
+    "erf",
+    "gelu",
+    "grad",
+    "hessian",
+    "hvp",
+    "jacfwd",
+    "jacobian",
+    "jacrev",
+    "jvp",
+    "leaky_relu",
+    "linear",
+    "linearize",
+    "log_softmax",
+    "logsumexp",
+    "nn",
+    "optim",
+    "per_sample_grad",
+    "relu",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softplus",
+    "stop_gradient",
+    "tanh",
+    "text",
+    "to_device",
+    "value_and_grad",
+    "vjp",
+]
 __version__ = "0.1.0"
 
 

@@ -16,6 +16,10 @@ def _randn_like(x: Any, rng: np.random.Generator) -> Any:
     return rng.standard_normal(x.shape).astype(x.dtype)
 
 
+def _moved(args: tuple, tangents: tuple, step: float) -> tuple:
+    return tree.map(lambda x, t: x + step * t, args, tangents)
+
+
 def _dot(a: Any, b: Any) -> float:
     pairs = zip(tree.flatten(a)[0], tree.flatten(b)[0], strict=True)
     return float(sum(np.vdot(np.asarray(x, float), np.asarray(y, float)) for x, y in pairs))
@@ -48,7 +52,7 @@ def check_grads(
     rng = np.random.default_rng(seed)
     args = tuple(tree.map(lambda x: np.asarray(x, np.float64), a) for a in args)
     tangents = tree.map(lambda x: _randn_like(x, rng), args)
-    ahead, behind = (f(*tree.map(lambda x, t: x + sign * eps * t, args, tangents)) for sign in (1, -1))
+    ahead, behind = (f(*_moved(args, tangents, step)) for step in (eps, -eps))
     y = f(*args)
     c = tree.map(lambda v: _randn_like(v, rng), y)
     want = _dot(c, tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / (2 * eps), ahead, behind))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -207,8 +207,8 @@ def _any_traced(args: Sequence[Any]) -> bool:
     return False
 
 
-def _unsupported(name: str) -> Callable[..., Any]:
-    def fail(*args: Any, **kwargs: Any) -> Any:
+def _unsupported(name: str) -> Callable[..., NoReturn]:
+    def fail(*args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
             f"gradlib does not differentiate numpy's {name}; rewrite it with supported functions, or wrap its "
             "argument in gl.stop_gradient where no derivative should pass"

@@ -6,7 +6,7 @@ Each runs the function once on traced inputs and walks the recorded graph with s
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,16 @@ class Primals:
         self.trace = trace
         self.leaves, self.structure = tree.flatten(args)
         for i, x in enumerate(self.leaves):
-            self.leaves[i] = check_float(name, x, lambda i=i: tree.paths(args)[i])
+            self.leaves[i] = check_float(name, x, partial(_path, args, i))
         self.traced = [trace.wrap(x) for x in self.leaves]
         self.slots = range(len(self.leaves))
 
     def rebuilt(self) -> tuple:
         return tree.unflatten(self.structure, self.traced)
+
+
+def _path(args: tuple, i: int) -> str:
+    return tree.paths(args)[i]
 
 
 def check_float(name: str, x: Any, path: Callable[[], str]) -> Any:
@@ -91,13 +95,13 @@ def pick(f: Callable[..., Any], argnums: int | tuple[int, ...], args: tuple, kwa
     if len(set(nums)) != len(nums):
         raise ValueError(f"{name}: argnums {argnums} names an argument twice")
 
-    def partial(*chosen: Any) -> Any:
+    def of_chosen(*chosen: Any) -> Any:
         full = list(args)
         for n, x in zip(nums, chosen, strict=True):
             full[n] = x
         return f(*full, **kwargs)
 
-    return partial, tuple(args[n] for n in nums)
+    return of_chosen, tuple(args[n] for n in nums)
 
 
 def zeros(x: Any, v: int | None = None) -> Any:
@@ -256,13 +260,13 @@ def value_and_grad(
 
 
 def _value_and_grad(name: str, f: Callable[..., Any], argnums: Any, has_aux: bool, args: tuple, kwargs: dict) -> Any:
-    partial, primals = pick(f, argnums, args, kwargs, name)
-    inside, outputs, aux = run(name, partial, primals, has_aux=has_aux)
+    of_chosen, primals = pick(f, argnums, args, kwargs, name)
+    inside, outputs, aux = run(name, of_chosen, primals, has_aux=has_aux)
     values = outputs.values
     if len(values) != 1 or getattr(values[0], "shape", ()) != ():
+        got = ", ".join(map(describe, values)) or "nothing"
         raise ValueError(
-            f"{name}: expected the function to return one 0-d array, got {', '.join(map(describe, values)) or 'nothing'}"
-            "; sum it, or take gl.jacobian"
+            f"{name}: expected the function to return one 0-d array, got {got}; sum it, or take gl.jacobian"
         )
     y = values[0] if hasattr(values[0], "dtype") else np.asarray(values[0], dtype=float)
     seed = module_of(y).ones((1,), y.dtype)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from gradlib.ops import optim as rules
+
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _adam(p, g, m, v, rate, c1, c2, beta1, beta2, eps, decay, coupled):
@@ -68,6 +70,9 @@ def sgd(
     params: list, grads: list, velocity: list, lr: Any, *, momentum: float, nesterov: bool, weight_decay: float
 ) -> None:
     """One SGD step with momentum over contiguous NumPy arrays; see ``gradlib.ops.optim.sgd``."""
+    if not momentum:  # NumPy's own passes are as few
+        rules.sgd(params, grads, velocity, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+        return
     for p, g, v in zip(params, grads, velocity, strict=True):
         kind = p.dtype.type
         _sgd(_flat(p), _flat(g), _flat(v), kind(float(lr)), kind(momentum), nesterov, kind(weight_decay))

@@ -17,6 +17,7 @@ from .intrinsics import (
     int32,
     int64,
     math,
+    maximum,
     pointer,
     reductions,
     row_access,
@@ -196,7 +197,7 @@ def spread(T, L):
         tile = cuda.local.array(W, T)
         v = int64(cuda.blockIdx.y)
         while v < V:
-            scale = divide(dy[v * rows + row] if per_row else dy[v], count[0])
+            scale = divide(dy[v * rows + row] if per_row else dy[v], maximum(count[0], T(1)))
             base, there = row * n, (v * rows + row) * n
             j = first
             while j < n:
@@ -305,7 +306,7 @@ def _jvp(xp, saved, dx, *, reduction, ignore_index, label_smoothing):
     dots = empty(xp, (V, *g.shape[:-1]), g.dtype)
     wide = aligned(g, d) and n % vector_width(g.dtype) == 0
     row_dots[g.dtype, lanes](_grid(rows, lanes, V), THREADS, g, d, dots, rows, n, V, wide)
-    return dots if reduction == "none" else xp.sum(dots.reshape(V, rows), axis=1) / count
+    return dots if reduction == "none" else xp.sum(dots.reshape(V, rows), axis=1) / xp.maximum(count, 1)
 
 
 cross_entropy = Kernel(_forward, _vjp, _jvp)

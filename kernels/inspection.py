@@ -16,7 +16,8 @@ from pathlib import Path
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_90a", "sm_100")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.M)
-FLOAT64 = re.compile(r"^(DADD|DMUL|DFMA|DSETP|DMNMX|MUFU\.\w+64H|[FI]2F\.F64|F2F\.\w+\.F64|F2I.*F64)")
+FLOAT64 = re.compile(r"^(DADD|DMUL|DFMA|DSETP|DMNMX|MUFU\.\w+64H)")  # arithmetic; conversions are free to be
+REGISTERS = {"float32": 64, "float64": 128}  # ceilings, unless a kernel states its own
 WIDTHS = {"64": 8, "128": 16}
 RULES = ("registers", "local memory", "float64", "call", "generic access", "vector access")
 MISSING = 'cannot compile kernels here ({}): pip install "gradlib[check]"'
@@ -81,7 +82,7 @@ def load_catalogue():
     """Import every file of kernels, which puts its kernels into the catalogue."""
     import importlib
 
-    house = {"__init__", "launch", "compiler", "simulator", "inspection"}
+    house = {"__init__", "launch", "compiler", "simulator", "inspection", "cpu"}
     for file in sorted(Path(__file__).parent.glob("*.py")):
         if file.stem not in house and not file.stem.startswith("intrinsics"):
             importlib.import_module(f"gradlib.kernels.{file.stem}")
@@ -116,7 +117,7 @@ def _inspect(kernel, key, arch, tools):
         "name": kernel[key].name,
         "arch": arch,
         "dtype": key[0],
-        "register_limit": kernel.expect.get("registers", 64),
+        "register_limit": kernel.expect.get("registers", REGISTERS[key[0]]),
         "vector_promised": bool(promise(*key)),
         "excepted": list(excepted(*key)),
     }

@@ -111,7 +111,7 @@ def cuda_kernel(dtypes=FLOATS, variants=((),), **expect):
     """Decorator: put a kernel factory into the catalogue.
 
     dtypes, variants: what it is made for; a variant is the tuple of the factory's arguments after the dtype.
-    expect: what `inspection.gate` holds it to. registers: a ceiling (64); vector: function of (dtype, *variant), True
+    expect: what `inspection.gate` holds it to. registers: a ceiling (64, for float64 128); vector: function of (dtype, *variant), True
     where 16-byte accesses are promised; except_for: function of the same, the names of the rules it may break.
     """
 
@@ -203,10 +203,11 @@ def vector_width(kind) -> int:
 
 def aligned(*arrays) -> bool:
     """True where every array (None is skipped) starts on a 16-byte boundary."""
-    return all(_address(a) % 16 == 0 for a in arrays if a is not None)
+    return all(address(a) % 16 == 0 for a in arrays if a is not None)
 
 
-def _address(array) -> int:
+def address(array) -> int:
+    """Where an array starts."""
     return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
 
 

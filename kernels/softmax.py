@@ -1,6 +1,6 @@
 """softmax, log_softmax and logsumexp over the last axis, their derivatives, and softmax's Jacobian.
 
-    p_i = exp(x_i - m) / s, m = max_j x_j, s = sum_j exp(x_j - m);   log_softmax = x - m - log s;   logsumexp = m + log s
+    m = max_j x_j, s = sum_j exp(x_j - m), p = exp(x - m) / s;   log_softmax = x - m - log s;   logsumexp = m + log s
     softmax      dx = p (dy - sum_j dy_j p_j), dy likewise       J = diag(p) - p p^T
     log_softmax  dx = dy - p sum_j dy_j,       dy = dx - sum_j dx_j p_j
     logsumexp    dx = dy p,                    dy = sum_j dx_j p_j

@@ -30,7 +30,7 @@ LAYOUTS = {
 
 def randn(*shape, seed=0, scale=1.0, shift=0.0):
     """Normal float64 numbers of a shape."""
-    return shift + scale * np.asarray(np.random.default_rng(seed + 7 * len(shape) + sum(shape)).standard_normal(shape))
+    return np.asarray(shift + scale * np.random.default_rng(seed + 7 * len(shape) + sum(shape)).standard_normal(shape))
 
 
 def uniform(*shape, low, high, seed=0):

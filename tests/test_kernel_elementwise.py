@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from gradlib.kernels import elementwise
 from kernel_device import DTYPES, call, close
 from scipy import special
+
+from gradlib.kernels import elementwise
 
 ROOT_2_OVER_PI = np.sqrt(2 / np.pi)
 

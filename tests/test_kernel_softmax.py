@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from gradlib.kernels import softmax as kernels
 from kernel_device import DTYPES, call, close
+
+from gradlib.kernels import softmax as kernels
 
 # (length, dtype): every shape of kernel, its edges, rows that are and are not aligned
 CASES = [(n, "float32") for n in (1, 2, 3, 7, 8, 9, 31, 32, 33, 100, 127, 128, 129, 512, 513, 1000, 1027)]

@@ -31,11 +31,14 @@ class Batched:
         paths = tree.paths(args)
         self.samples = _batch_size(name, leaves, owner, axes, paths)
         self.trace = Trace(self.samples)
-        self.leaves, self.slots, self.shared, tags = [], [], [], {}
+        self.leaves: list[Any] = []
+        self.slots: list[int] = []
+        self.shared: list[bool] = []
+        tags: dict[int, Any] = {}
         inputs: list[Any] = []
         for x, i, path in zip(leaves, owner, paths, strict=True):
             if i in wanted:
-                x = check_float(name, x, lambda path=path: path)
+                x = check_float(name, x, path.__str__)
             elif module_of_or_none(x) is None:
                 inputs.append(x)
                 continue
@@ -56,11 +59,11 @@ class Batched:
         self._check()
 
     def _check(self) -> None:
-        unknown = []
+        unknown: list[int] = []
         for slot, y in zip(self.outputs.slots, self.outputs.values, strict=True):
             tag = None if slot is None else self.tags[slot]
             check_output(self.name, tag, shape_of(y), self.samples)
-            unknown += [slot] if tag == UNKNOWN else []
+            unknown += [slot] if slot is not None and tag == UNKNOWN else []
         batched = [(s, x) for s, x, shared in zip(self.slots, self.leaves, self.shared, strict=True) if not shared]
         if unknown and batched:
             probe(self.name, self.trace, [s for s, _ in batched], [x for _, x in batched], unknown, self.samples)
@@ -168,9 +171,9 @@ def _push_samples(call: Batched, start: int, stop: int) -> list[list[Any]]:
     """[output leaf][input leaf]: [V, B, *y], the same unit tangent for every sample; batched inputs only."""
     units = unit_stacks([x[0] for x in call.leaves], start, stop)
     tangents = {}
-    for slot, x, u in zip(call.slots, call.leaves, units, strict=True):
+    for at, x, u in zip(call.slots, call.leaves, units, strict=True):
         xp = module_of(x)
-        tangents[slot] = xp.broadcast_to(xp.expand_dims(u, 1), (u.shape[0], *x.shape))
+        tangents[at] = xp.broadcast_to(xp.expand_dims(u, 1), (u.shape[0], *x.shape))
     found = sweep_forward(call.trace, tangents)
     result = []
     for slot, y in zip(call.outputs.slots, call.outputs.values, strict=True):

@@ -33,7 +33,7 @@ class Block:
         """The Jacobian as an array (*y, *x)."""
         xp, n = array_module(self.like), prod(self.x_shape)
         columns = self.jvp(xp.eye(n, dtype=self.like.dtype).reshape(n, *self.x_shape))
-        return xp.moveaxis(columns, 0, -1).reshape(*self.y_shape, *self.x_shape)
+        return xp.moveaxis(columns, 0, -1).reshape((*self.y_shape, *self.x_shape))
 
 
 class Diagonal(Block):
@@ -46,7 +46,8 @@ class Diagonal(Block):
     def vjp(self, dy: Any) -> Any:
         return dy * self.d
 
-    jvp = vjp
+    def jvp(self, dx: Any) -> Any:
+        return dx * self.d
 
 
 class DiagonalLowRank(Block):

@@ -106,8 +106,8 @@ def _jacobian(name: str, f: Callable[..., Any], argnums: Any, mode: str, chunk_s
 
     @wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        partial, primals = pick(f, argnums, args, kwargs, name)
-        inside, outputs, _ = run(name, partial, primals)
+        of_chosen, primals = pick(f, argnums, args, kwargs, name)
+        inside, outputs, _ = run(name, of_chosen, primals)
         entries_in = sum(prod(x.shape) for x in inside.leaves)
         entries_out = sum(prod(shape_of(y)) for y in outputs.values)
         forward = mode == "fwd" or (mode == "auto" and entries_in < entries_out)

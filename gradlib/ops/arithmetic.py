@@ -6,6 +6,7 @@ Conventions where a function has no derivative: ties of `maximum` and `minimum` 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,22 @@ divide = elementwise(
 )
 
 
+def _nonzero_or(xp: Any, test: Any, instead: float, x: Any) -> Any:
+    """x, and `instead` where `test` is 0; a Python number stays one, so that it does not widen float32."""
+    if isinstance(test, (int, float)):
+        return x if test else instead
+    return xp.where(xp.equal(test, 0), instead, x)
+
+
 def _power_da(xp: Any, a: Any, b: Any, y: Any) -> Any:
     # b a^(b-1), and 0 where b = 0, also at a = 0
-    return b * xp.power(a, xp.where(xp.equal(b, 0), 1.0, b - 1))
+    return b * xp.power(a, _nonzero_or(xp, b, 1.0, b - 1))
 
 
 def _power_db(xp: Any, a: Any, b: Any, y: Any) -> Any:
     # y log(a), and 0 where a = 0 (0^b stays 0 for b > 0)
-    return y * xp.log(xp.where(xp.equal(a, 0), 1.0, a))
+    a = _nonzero_or(xp, a, 1.0, a)
+    return y * (math.log(a) if isinstance(a, (int, float)) else xp.log(a))
 
 
 _power = elementwise("power", lambda xp, a, b: xp.power(a, b), _power_da, _power_db, module="arithmetic")

@@ -16,80 +16,82 @@ from typing import Any
 import numpy as np
 
 from ..jacobian.blocks import RowGradient
-from ..op import Op, describe, shape_of
+from ..op import Op, describe, shape_of, total
 from ..trace import Namespace, raw
 from .arithmetic import multiply
 from .batching import Mixed, Tag
 from .softmax import log_softmax, softmax
 
 
-def _valid(xp: Any, labels: Any, ignore_index: int | None) -> Any:
-    """Rows that count, and the labels with 0 where they do not."""
-    if ignore_index is None:
-        return None, labels
-    valid = xp.not_equal(labels, ignore_index)
-    return valid, xp.where(valid, labels, 0)
-
-
-def _onehot(xp: Any, labels: Any, classes: int, dtype: Any) -> Any:
-    return xp.equal(xp.expand_dims(labels, -1), xp.arange(classes)).astype(dtype)
-
-
 def _forward(
     xp: Any, x: Any, labels: Any, *, reduction: str, ignore_index: int | None, label_smoothing: float
 ) -> tuple:
-    classes, dtype = x.shape[-1], x.dtype
-    valid, labels = _valid(xp, labels, ignore_index)
-    target = _onehot(xp, labels, classes, dtype)
-    if label_smoothing:
-        target = target * (1 - label_smoothing) + label_smoothing / classes
-    rows, g = (_traced_rows if type(xp) is Namespace else _one_pass)(xp, x, target)
+    valid, one = None, xp.ones((), x.dtype)
+    if ignore_index is not None:
+        valid = xp.not_equal(labels, ignore_index)
+        labels = xp.where(valid, labels, 0)
+    rows, g = (_traced_rows if type(xp) is Namespace else _one_pass)(xp, x, labels, label_smoothing)
     if valid is not None:
         rows = xp.where(valid, rows, 0)
         g = xp.where(xp.expand_dims(valid, -1), g, 0)
     if reduction == "none":
-        return rows, (g, xp.ones((), dtype))
+        return rows, (g, one)
+    axes = tuple(range(rows.ndim))
+    loss = total(xp, rows, axes)
     if reduction == "sum":
-        return xp.sum(rows), (g, xp.ones((), dtype))
-    count = xp.sum(xp.ones(labels.shape, dtype) if valid is None else valid.astype(dtype))
-    return xp.sum(rows) / count, (g, count)
+        return loss, (g, one)
+    count = one * rows.size if valid is None else total(xp, valid.astype(x.dtype), axes)
+    return loss / count, (g, count)
 
 
-def _one_pass(xp: Any, x: Any, target: Any) -> tuple[Any, Any]:
-    """Row losses and gradients from one exponential of the logits; the entries of q that are 0 do not count."""
-    m = xp.maximum(xp.max(x, axis=-1, keepdims=True), float(np.finfo(x.dtype).min))
-    shifted = x - m
-    e = xp.exp(shifted)
-    total = xp.sum(e, axis=-1, keepdims=True)
-    total = xp.where(total == 0, 1, total)
-    rows = xp.sum(xp.where(target == 0, 0, target * (xp.log(total) - shifted)), axis=-1)
-    return rows, e / total - target
+def _one_pass(xp: Any, x: Any, labels: Any, smoothing: float) -> tuple[Any, Any]:
+    """Row losses (...) and gradients (..., C) from one exponential of the logits."""
+    shape, classes = x.shape, x.shape[-1]
+    x, labels = x.reshape((-1, classes)), labels.reshape(-1)
+    at = (xp.arange(labels.size), labels)
+    shifted = x - xp.maximum(x.max(axis=1, keepdims=True), float(np.finfo(x.dtype).min))
+    g = xp.exp(shifted)
+    sums = total(xp, g, 1)
+    sums = xp.where(sums == 0, 1, sums)  # 0 only where every logit is -inf
+    rows = xp.log(sums) - shifted[at]
+    g /= sums[:, None]
+    g[at] -= 1 - smoothing
+    if smoothing:
+        # Σ_c (logsumexp - x_c) / C; a masked class (-inf) makes it infinite, as it should
+        rows = (1 - smoothing) * rows + smoothing * (xp.log(sums) - shifted.mean(axis=1))
+        g -= smoothing / classes
+    return rows.reshape(shape[:-1]), g.reshape(shape)
 
 
-def _traced_rows(xp: Any, x: Any, target: Any) -> tuple[Any, Any]:
-    """The same, of differentiable ops, for second and higher order."""
-    rows = -xp.sum(xp.where(xp.equal(target, 0), 0, multiply(target, log_softmax(x))), axis=-1)
-    return rows, softmax(x) - target
+def _traced_rows(xp: Any, x: Any, labels: Any, smoothing: float) -> tuple[Any, Any]:
+    """The same of differentiable ops, for second and higher order."""
+    classes = x.shape[-1]
+    onehot = xp.equal(xp.expand_dims(labels, -1), xp.arange(classes)).astype(x.dtype)
+    target = onehot * (1 - smoothing) + smoothing / classes
+    terms = xp.where(xp.equal(target, 0), 0, multiply(target, log_softmax(x)))
+    return -xp.sum(terms, axis=-1), softmax(x) - target
 
 
-def _scaled(xp: Any, saved: tuple) -> Any:
+def _scaled(saved: tuple, reduction: str) -> Any:
     g, count = saved
-    return g / xp.maximum(count, 1)
+    return g / count if reduction == "mean" else g
 
 
 def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, reduction: str, **static: Any) -> tuple:
-    g = _scaled(xp, saved)
-    rows = xp.expand_dims(dy, -1) if reduction == "none" else xp.reshape(dy, (dy.shape[0],) + (1,) * g.ndim)
-    return (rows * g if need[0] else None, None)
+    if not need[0]:
+        return None, None
+    g = _scaled(saved, reduction)
+    rows = xp.expand_dims(dy, -1) if reduction == "none" else dy.reshape((dy.shape[0],) + (1,) * g.ndim)
+    return rows * g, None
 
 
 def _jvp(xp: Any, saved: tuple, dx: tuple, *, reduction: str, **static: Any) -> Any:
-    d = xp.sum(dx[0] * _scaled(xp, saved), axis=-1)
-    return d if reduction == "none" else xp.sum(d, axis=tuple(range(1, d.ndim)))
+    d = total(xp, dx[0] * _scaled(saved, reduction), -1)
+    return d if reduction == "none" else total(xp, d, tuple(range(1, d.ndim)))
 
 
 def _block(xp: Any, saved: tuple, i: int, *, reduction: str, **static: Any) -> Any:
-    return RowGradient(_scaled(xp, saved), saved[0].ndim - 1) if i == 0 and reduction == "none" else None
+    return RowGradient(_scaled(saved, reduction), saved[0].ndim - 1) if i == 0 and reduction == "none" else None
 
 
 def _batch(tags: tuple, shapes: tuple, static: dict) -> Any:

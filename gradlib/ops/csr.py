@@ -123,7 +123,8 @@ def _product_vjp(xp: Any, saved: tuple, dz: Any, need: tuple) -> tuple:
     )
 
 
-def _product_jvp(xp: Any, saved: tuple, dx: tuple) -> Any:
+def product_jvp(xp: Any, saved: tuple, dx: tuple) -> Any:
+    """S(ddata) @ w + S @ dw, for stacks of either."""
     data, indices, indptr, w = saved
     total = stacked_product(xp, data, indices, indptr, dx[3]) if dx[3] is not None else None
     if dx[0] is not None:
@@ -180,7 +181,7 @@ def _dots_jvp(xp: Any, saved: tuple, dx: tuple) -> Any:
     return total
 
 
-csr_product = Op("csr_product", forward=_product_forward, vjp=_product_vjp, jvp=_product_jvp)
+csr_product = Op("csr_product", forward=_product_forward, vjp=_product_vjp, jvp=product_jvp)
 csr_transposed = Op("csr_transposed", forward=_transposed_forward, vjp=_transposed_vjp, jvp=_transposed_jvp)
 csr_dots = Op("csr_dots", forward=_dots_forward, vjp=_dots_vjp, jvp=_dots_jvp)
 

@@ -22,9 +22,10 @@ from .batching import elementwise_batch
 from .special import special
 
 Formula = Callable[..., Any]
+Partial = Formula | int | None
 
 
-def elementwise(name: str, f: Formula, *dfs: Formula | None, module: str | None = None) -> Op:
+def elementwise(name: str, f: Formula, *dfs: Partial, module: str | None = None) -> Op:
     """Op of n arguments that broadcast; `dfs[i](xp, *x, y, **static)` is ∂y/∂x_i, None a partial that is zero.
 
     A partial of 1 or -1 may be given as that number.
@@ -88,7 +89,7 @@ def elementwise(name: str, f: Formula, *dfs: Formula | None, module: str | None 
     return op
 
 
-def _numpy_unary(name: str, df: Formula | int, numpy_name: str | None = None) -> Op:
+def _numpy_unary(name: str, df: Partial, numpy_name: str | None = None) -> Op:
     """An op for a NumPy ufunc of one argument, and its handler."""
     numpy_name = numpy_name or name
 
@@ -133,20 +134,28 @@ rad2deg = _numpy_unary("rad2deg", lambda xp, x, y: 180 / math.pi)
 HANDLERS[np.radians], HANDLERS[np.degrees] = deg2rad, rad2deg
 
 
+def _special(xp: Any, name: str, x: Any) -> Any:
+    """SciPy's function `name` of x, in the dtype of x (SciPy widens float16)."""
+    y = getattr(special(xp), name)(x)
+    dtype = getattr(x, "dtype", y.dtype)
+    return y if y.dtype == dtype else y.astype(dtype)
+
+
 def _sigmoid(xp: Any, x: Any) -> Any:
-    # ½(1 + tanh(x/2)): no overflow at either end
-    return 0.5 * xp.tanh(0.5 * x) + 0.5
+    return _special(xp, "expit", x)  # no overflow at either end, and all digits of the small values
 
 
 def _softplus(xp: Any, x: Any) -> Any:
-    return xp.logaddexp(x, 0 * x)
+    return xp.logaddexp(x, 0)
 
 
 _relu = elementwise("relu", lambda xp, x: xp.maximum(x, 0), lambda xp, x, y: _as(xp, y > 0, y))
 _sigmoid_op = elementwise("sigmoid", _sigmoid, lambda xp, x, y: y * (1 - y))
 _softplus_op = elementwise("softplus", _softplus, lambda xp, x, y: sigmoid(x))
 _silu = elementwise("silu", lambda xp, x: x * _sigmoid(xp, x), lambda xp, x, y: _silu_df(xp, x))
-_erf = elementwise("erf", lambda xp, x: special(xp).erf(x), lambda xp, x, y: (2 / math.sqrt(math.pi)) * xp.exp(-x * x))
+_erf = elementwise(
+    "erf", lambda xp, x: _special(xp, "erf", x), lambda xp, x, y: (2 / math.sqrt(math.pi)) * xp.exp(-x * x)
+)
 
 
 def _as(xp: Any, mask: Any, like: Any) -> Any:
@@ -182,7 +191,7 @@ _TANH_SCALE = math.sqrt(2 / math.pi)
 def _gelu_f(xp: Any, x: Any, *, approximate: bool) -> Any:
     if approximate:
         return 0.5 * x * (1 + xp.tanh(_TANH_SCALE * (x + 0.044715 * x * x * x)))
-    return 0.5 * x * (1 + special(xp).erf(x * math.sqrt(0.5)))
+    return 0.5 * x * (1 + _special(xp, "erf", x * math.sqrt(0.5)))
 
 
 def _gelu_df(xp: Any, x: Any, y: Any, *, approximate: bool) -> Any:

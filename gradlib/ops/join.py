@@ -8,7 +8,7 @@ import numpy as np
 
 from ..op import Op, describe, normalize_axis, shape_of
 from ..trace import HANDLERS
-from .batching import Mixed, agree
+from .batching import Mixed, Tag, agree
 from .index import getitem
 from .reduce import refuse
 from .shape import atleast_1d, atleast_2d, expand_dims, ravel, reshape
@@ -47,7 +47,7 @@ def _check(*x: Any, axis: int) -> None:
 
 def _batch(tags: tuple, shapes: tuple, static: dict) -> Any:
     tag = agree(tags, "concatenate")
-    if isinstance(tag, tuple) and not isinstance(tag, Mixed) and len(shapes[0]) + tag.axis == static["axis"]:
+    if isinstance(tag, Tag) and len(shapes[0]) + tag.axis == static["axis"]:
         return Mixed("concatenate", "joins along the batch axis")
     return tag
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..jacobian.blocks import Kronecker, SharedDense
-from ..op import Op, describe, shape_of
+from ..op import Op, describe, shape_of, total
 from ..trace import Namespace, Traced
 from .activations import ACTIVATIONS, activate, slope
 from .batching import Mixed
-from .csr import CSR, csr_product, is_sparse, stacked_dots, stacked_transposed
+from .csr import CSR, csr_product, is_sparse, product_jvp, stacked_dots, stacked_transposed
 from .matmul import stacked_matmul, weight_cotangent
 
 
@@ -35,7 +35,7 @@ def _dz(xp: Any, dy: Any, z: Any, y: Any, activation: str | None) -> Any:
 
 
 def _bias_cotangent(xp: Any, dz: Any) -> Any:
-    return xp.sum(dz, axis=tuple(range(1, dz.ndim - 1))) if dz.ndim > 2 else dz
+    return total(xp, dz, tuple(range(1, dz.ndim - 1))) if dz.ndim > 2 else dz
 
 
 def _forward(xp: Any, x: Any, w: Any, b: Any = None, *, activation: str | None) -> tuple:
@@ -62,10 +62,10 @@ def _jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None) -> Any:
     if len(dx) > 2 and dx[2] is not None:
         shape = (dx[2].shape[0], *(1,) * (x.ndim - 1), w.shape[1])
         parts.append(xp.broadcast_to(xp.reshape(dx[2], shape), (shape[0], *x.shape[:-1], w.shape[1])))
-    total = parts[0]
+    dz = parts[0]
     for part in parts[1:]:
-        total = total + part
-    return _dz(xp, total, z, y, activation)
+        dz = dz + part
+    return _dz(xp, dz, z, y, activation)
 
 
 def _lift_weight(xp: Any, dw: Any, ndim: int) -> Any:
@@ -134,7 +134,7 @@ def _csr_jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None) -> Any
     data, indices, indptr, w, _, z, y = saved
     parts = []
     if dx[0] is not None or dx[3] is not None:
-        parts.append(csr_product.jvp(xp, saved[:4], dx[:4]))
+        parts.append(product_jvp(xp, saved[:4], dx[:4]))
     if len(dx) > 4 and dx[4] is not None:
         db = xp.expand_dims(dx[4], 1)
         parts.append(xp.broadcast_to(db, (db.shape[0], indptr.shape[0] - 1, w.shape[1])))

@@ -41,15 +41,14 @@ def _forward(xp: Any, a: Any, b: Any) -> tuple:
 
 def stacked_matmul(xp: Any, d: Any, b: Any) -> Any:
     """d [V, ..., n, k] @ b (k, m) as one product of two matrices."""
-    rows = xp.reshape(d, (-1, d.shape[-1])) if d.size else None
-    if rows is None:
+    if not d.size:
         return xp.zeros((*d.shape[:-1], b.shape[-1]), d.dtype)
-    return xp.reshape(xp.matmul(rows, b), (*d.shape[:-1], b.shape[-1]))
+    return xp.matmul(d.reshape((-1, d.shape[-1])), b).reshape((*d.shape[:-1], b.shape[-1]))
 
 
 def _behind(xp: Any, d: Any, ndim: int) -> Any:
     """A stack [V, *x] with axes of size 1 behind V up to rank `ndim` + 1."""
-    return d if d.ndim > ndim else xp.reshape(d, (d.shape[0], *(1,) * (ndim + 1 - d.ndim), *d.shape[1:]))
+    return d if d.ndim > ndim else d.reshape((d.shape[0], *(1,) * (ndim + 1 - d.ndim), *d.shape[1:]))
 
 
 def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple) -> tuple:
@@ -68,10 +67,10 @@ def weight_cotangent(xp: Any, a: Any, dy: Any) -> Any:
     v, k, m = dy.shape[0], a.shape[-1], dy.shape[-1]
     if not dy.size or not a.size:
         return xp.zeros((v, k, m), dy.dtype)
-    at = _t(xp, xp.reshape(a, (-1, k)))
-    if v == 1:
-        return xp.reshape(xp.matmul(at, xp.reshape(dy, (-1, m))), (1, k, m))
-    return xp.matmul(at, xp.reshape(dy, (v, -1, m)))
+    at = a.reshape((-1, k)).T
+    if v == 1:  # one product of two matrices
+        return xp.matmul(at, dy.reshape((-1, m))).reshape((1, k, m))
+    return xp.matmul(at, dy.reshape((v, -1, m)))
 
 
 def _jvp(xp: Any, saved: tuple, dx: tuple) -> Any:
@@ -172,7 +171,8 @@ def _stack_letter(terms: tuple) -> str:
 
 
 def _einsum_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, terms: tuple, out: str) -> tuple:
-    v, grads = _stack_letter((*terms, out)), []
+    v = _stack_letter((*terms, out))
+    grads: list[Any] = []
     for i, n in enumerate(need):
         if not n:
             grads.append(None)

@@ -8,7 +8,7 @@ from typing import Any
 from ..trace import Traced
 from . import arithmetic, elementwise, index, matmul, nondiff, reduce, shape
 
-_BINARY = {
+_BINARY: dict[str, Callable[..., Any]] = {
     "add": arithmetic.add,
     "sub": arithmetic.subtract,
     "mul": arithmetic.multiply,
@@ -20,7 +20,7 @@ _BINARY = {
     "or": nondiff.bitwise_or,
     "xor": nondiff.bitwise_xor,
 }
-_COMPARISONS = {
+_COMPARISONS: dict[str, Callable[..., Any]] = {
     "eq": nondiff.equal,
     "ne": nondiff.not_equal,
     "lt": nondiff.less,
@@ -28,13 +28,13 @@ _COMPARISONS = {
     "gt": nondiff.greater,
     "ge": nondiff.greater_equal,
 }
-_UNARY = {
+_UNARY: dict[str, Callable[..., Any]] = {
     "neg": elementwise.negative,
     "pos": elementwise.positive,
     "abs": elementwise.absolute,
     "invert": nondiff.invert,
 }
-_METHODS = {
+_METHODS: dict[str, Callable[..., Any]] = {
     "sum": reduce.sum_,
     "mean": reduce.mean,
     "prod": reduce.prod,
@@ -93,8 +93,12 @@ for _name, _call in _UNARY.items():
     setattr(Traced, f"__{_name}__", lambda self, _call=_call: _call(self))
 for _name, _call in _METHODS.items():
     setattr(Traced, _name, lambda self, *args, _call=_call, **kwargs: _call(self, *args, **kwargs))
-Traced.__getitem__ = index.getitem  # type: ignore[attr-defined]
-Traced.reshape = _many(shape.reshape)  # type: ignore[attr-defined]
-Traced.transpose = _many(shape.transpose)  # type: ignore[attr-defined]
-Traced.T = property(shape.transpose)  # type: ignore[attr-defined]
-Traced.mT = property(shape.matrix_transpose)  # type: ignore[attr-defined]
+_REST: dict[str, Any] = {
+    "__getitem__": index.getitem,
+    "reshape": _many(shape.reshape),
+    "transpose": _many(shape.transpose),
+    "T": property(shape.transpose),
+    "mT": property(shape.matrix_transpose),
+}
+for _name, _value in _REST.items():
+    setattr(Traced, _name, _value)

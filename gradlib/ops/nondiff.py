@@ -24,7 +24,32 @@ def _elementwise(name: str) -> Op:
     return _op(name, lambda xp, *x: getattr(xp, name)(*x), elementwise_batch)
 
 
-_UFUNCS = ["equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and", "logical_or", "logical_not", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor", "invert", "isnan", "isinf", "isfinite", "sign", "signbit", "floor", "ceil", "trunc", "rint", "floor_divide"]
+_UFUNCS = [
+    "equal",
+    "not_equal",
+    "less",
+    "less_equal",
+    "greater",
+    "greater_equal",
+    "logical_and",
+    "logical_or",
+    "logical_not",
+    "logical_xor",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+    "invert",
+    "isnan",
+    "isinf",
+    "isfinite",
+    "sign",
+    "signbit",
+    "floor",
+    "ceil",
+    "trunc",
+    "rint",
+    "floor_divide",
+]
 for _name in _UFUNCS:
     HANDLERS[getattr(np, _name)] = _elementwise(_name)
 

@@ -57,7 +57,7 @@ def _mean_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) -
     return _sum_jvp(xp, saved, dx, axis=axis, keepdims=keepdims) / _count(saved[0], axis)
 
 
-def _extremum_rules(name: str) -> dict[str, Callable[..., Any]]:
+def _extremum_rules(name: str) -> dict[str, Any]:
     """y = max(x): ∂y/∂x is 1/k at each of the k entries equal to y."""
 
     def forward(xp: Any, x: Any, *, axis: Axes, keepdims: bool) -> tuple:

@@ -1,0 +1,114 @@
+"""Dropout on a counter-based generator: the mask is a function of seed, counter and position, and is never stored.
+
+    word(e) = Philox4x32-10(counter = (lo e/4, hi e/4, lo c, hi c), key = (lo s, hi s))[e % 4]
+    y = x (word >= rate 2^32) / (1 - rate),   dx = dy (the same mask) / (1 - rate)
+
+Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". Access: a thread computes one Philox block, so 4
+elements, and moves them 16 bytes at a time; it keeps its mask in registers and walks the stack. Seed and counter are read
+from the device's memory, so the host never waits for them and a captured launch draws a new mask when the counter moves.
+"""
+
+from .intrinsics import cuda, device, int32, int64, pointer, tile_access, uint32, uint64
+from .launch import THREADS, Kernel, aligned, blocks, contiguous, cuda_kernel, empty, takes, vector_width
+
+LOW = 0xFFFFFFFF
+FILL = 4096  # blocks that keep any GPU busy
+
+
+@device
+def low(x):
+    return uint32(x & uint64(LOW))
+
+
+@device
+def high(x):
+    return uint32(x >> uint64(32))
+
+
+@device
+def philox(c0, c1, c2, c3, k0, k1):
+    """Philox4x32-10: four words from a counter of four words and a key of two, all uint32."""
+    for _ in range(10):
+        a, b = uint64(c0) * uint64(0xD2511F53), uint64(c2) * uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = uint32(high(b) ^ c1 ^ k0), low(b), uint32(high(a) ^ c3 ^ k1), low(a)
+        k0, k1 = uint32(k0 + uint32(0x9E3779B9)), uint32(k1 + uint32(0xBB67AE85))
+    return c0, c1, c2, c3
+
+
+@cuda_kernel(vector=lambda *key: True)
+def masked(T):
+    """out[v] = x[v] * mask * scale for v < V; a thread has four neighbouring elements of the n."""
+    W = vector_width(T)
+    load, store = tile_access(T, W)
+
+    def body(
+        x: pointer(T),
+        seed: pointer(uint64),
+        counter: pointer(uint64),
+        out: pointer(T),
+        n: int64,
+        V: int64,
+        threshold: uint32,
+        scale: T,
+        wide: int32,
+    ):
+        quad = int64(cuda.blockIdx.x) * int64(cuda.blockDim.x) + int64(cuda.threadIdx.x)
+        start = quad * 4
+        if start >= n:
+            return
+        at, c, s = uint64(quad), counter[0], seed[0]
+        w0, w1, w2, w3 = philox(low(at), high(at), low(c), high(c), low(s), high(s))
+        mask, tile = cuda.local.array(4, T), cuda.local.array(4, T)
+        mask[0] = scale if w0 >= threshold else T(0)
+        mask[1] = scale if w1 >= threshold else T(0)
+        mask[2] = scale if w2 >= threshold else T(0)
+        mask[3] = scale if w3 >= threshold else T(0)
+        v = int64(cuda.blockIdx.y)
+        while v < V:
+            base = v * n
+            for r in range(4 // W):
+                load(x, base + start + r * W, base + n, tile, r * W, wide)
+            for k in range(4):
+                tile[k] = tile[k] * mask[k]
+            for r in range(4 // W):
+                store(out, base + start + r * W, base + n, tile, r * W, wide)
+            v += int64(cuda.gridDim.y)
+
+    return body
+
+
+def _masked(xp, x, seed, counter, V, rate):
+    """x (V elements of a stack) times the mask of one of them."""
+    if not takes(x) or not takes(seed, counter, dtypes=("uint64",)):
+        return NotImplemented
+    (x,) = contiguous(xp, x)
+    out = empty(xp, x.shape, x.dtype)
+    if x.size == 0:
+        return out
+    n = x.size // V
+    wide = aligned(x, out) and (V == 1 or n % vector_width(x.dtype) == 0)
+    across = blocks(n, 4 * THREADS)
+    grid = (across, min(V, max(1, FILL // across)))
+    threshold = min(round(rate * 2**32), LOW)
+    masked[x.dtype](grid, THREADS, x, seed, counter, out, n, V, threshold, 1 / (1 - rate), wide)
+    return out
+
+
+def _forward(xp, x, seed, counter, *, rate):
+    y = _masked(xp, x, seed, counter, 1, rate)
+    # The counter is copied: its owner goes on counting in place.
+    return NotImplemented if y is NotImplemented else (y, (seed, counter.copy()))
+
+
+def _vjp(xp, saved, dy, need, *, rate):
+    if not need[0]:
+        return None, None, None
+    dx = _masked(xp, dy, *saved, dy.shape[0], rate)
+    return NotImplemented if dx is NotImplemented else (dx, None, None)
+
+
+def _jvp(xp, saved, dx, *, rate):
+    return NotImplemented if dx[0] is None else _masked(xp, dx[0], *saved, dx[0].shape[0], rate)
+
+
+dropout = _dropout = Kernel(_forward, _vjp, _jvp)

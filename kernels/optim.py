@@ -1,0 +1,199 @@
+"""Optimiser updates of all parameters in one launch.
+
+    SGD   d = g + wd p;  v = momentum v + d;  p -= lr (d + momentum v if Nesterov else v)     without momentum: p -= lr d
+    Adam  g += wd p (or, decoupled, p -= lr wd p);  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
+          p -= lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+1 - b^t is computed as -expm1(t log b): exact to the last bits in float32 too. Access: a table on the device holds the
+addresses and sizes of all tensors; every block takes one chunk of one tensor, so a hundred small parameters cost one
+launch, not a hundred. All reads and writes are 16 bytes wide; each number moves once. lr and the step count are read from
+the device's memory: a captured launch follows them.
+"""
+
+import math as host_math
+from functools import lru_cache
+
+import numpy as np
+
+from ..device import array_module
+from .intrinsics import (
+    as_pointer,
+    cuda,
+    device,
+    divide,
+    float64,
+    int32,
+    int64,
+    math,
+    pointer,
+    square_root,
+    tile_access,
+    uint64,
+)
+from .launch import THREADS, address, cuda_kernel, takes, vector_width
+
+CHUNK = 4096  # elements a block updates
+
+
+def _places(T, arrays):
+    """-> device function: (tensor, first element, size, end of the chunk, may it move 16 bytes).
+
+    The table's rows are sizes, then the addresses of `arrays` lists of tensors; chunks are pairs (tensor, which chunk)."""
+
+    @device
+    def places(table, chunks, tensors):
+        t = int64(chunks[2 * int64(cuda.blockIdx.x)])
+        start = int64(chunks[2 * int64(cuda.blockIdx.x) + 1]) * CHUNK
+        n = int64(table[t])
+        end = start + CHUNK if start + CHUNK < n else n
+        low = uint64(0)
+        for k in range(arrays):
+            low |= table[(k + 1) * tensors + t]
+        return t, start, n, end, int32(low & uint64(15)) == 0
+
+    return places
+
+
+@cuda_kernel(variants=((False,), (True,)), vector=lambda *key: True)
+def sgd_chunks(T, has_velocity):
+    """One chunk of SGD: rows of the table are n, p, g and, with momentum, v."""
+    at, W = as_pointer(T), vector_width(T)
+    places, (load, store) = _places(T, 2 + has_velocity), tile_access(T, W)
+
+    def body(
+        table: pointer(uint64),
+        chunks: pointer(int32),
+        tensors: int64,
+        lr: pointer(float64),
+        momentum: T,
+        nesterov: int32,
+        decay: T,
+    ):
+        t, start, n, end, wide = places(table, chunks, tensors)
+        p, g = at(table[tensors + t], n), at(table[2 * tensors + t], n)
+        v = at(table[3 * tensors + t], n) if has_velocity else p
+        rate = T(lr[0])
+        ps, gs, vs = cuda.local.array(W, T), cuda.local.array(W, T), cuda.local.array(W, T)
+        i = start + int64(cuda.threadIdx.x) * W
+        while i < end:
+            load(p, i, end, ps, 0, wide)
+            load(g, i, end, gs, 0, wide)
+            if has_velocity:
+                load(v, i, end, vs, 0, wide)
+            for k in range(W):
+                d = gs[k] + decay * ps[k]
+                if has_velocity:
+                    vs[k] = momentum * vs[k] + d
+                    d = d + momentum * vs[k] if nesterov else vs[k]
+                ps[k] = ps[k] - rate * d
+            store(p, i, end, ps, 0, wide)
+            if has_velocity:
+                store(v, i, end, vs, 0, wide)
+            i += int64(cuda.blockDim.x) * W
+
+    return body
+
+
+@cuda_kernel(vector=lambda *key: True)
+def adam_chunks(T):
+    """One chunk of Adam: rows of the table are n, p, g, m, v. log1, log2 are the logarithms of the betas."""
+    at, W = as_pointer(T), vector_width(T)
+    places, (load, store) = _places(T, 4), tile_access(T, W)
+
+    def body(
+        table: pointer(uint64),
+        chunks: pointer(int32),
+        tensors: int64,
+        step: pointer(int64),
+        lr: pointer(float64),
+        beta1: T,
+        rest1: T,
+        log1: T,
+        beta2: T,
+        rest2: T,
+        log2: T,
+        eps: T,
+        decay: T,
+        decoupled: int32,
+    ):
+        t, start, n, end, wide = places(table, chunks, tensors)
+        p, g = at(table[tensors + t], n), at(table[2 * tensors + t], n)
+        m, v = at(table[3 * tensors + t], n), at(table[4 * tensors + t], n)
+        rate, steps = T(lr[0]), T(step[0])
+        scale1, scale2 = divide(T(-1), math.expm1(steps * log1)), divide(T(-1), math.expm1(steps * log2))
+        keep = T(1) - rate * decay if decoupled else T(1)
+        pull = T(0) if decoupled else decay
+        ps, gs = cuda.local.array(W, T), cuda.local.array(W, T)
+        ms, vs = cuda.local.array(W, T), cuda.local.array(W, T)
+        i = start + int64(cuda.threadIdx.x) * W
+        while i < end:
+            load(p, i, end, ps, 0, wide)
+            load(g, i, end, gs, 0, wide)
+            load(m, i, end, ms, 0, wide)
+            load(v, i, end, vs, 0, wide)
+            for k in range(W):
+                d = gs[k] + pull * ps[k]
+                ms[k] = beta1 * ms[k] + rest1 * d
+                vs[k] = beta2 * vs[k] + rest2 * d * d
+                ps[k] = ps[k] * keep - divide(rate * (ms[k] * scale1), square_root(vs[k] * scale2) + eps)
+            store(p, i, end, ps, 0, wide)
+            store(m, i, end, ms, 0, wide)
+            store(v, i, end, vs, 0, wide)
+            i += int64(cuda.blockDim.x) * W
+
+    return body
+
+
+def sgd(params, grads, velocity, lr, *, momentum, nesterov, weight_decay):
+    """Update params and velocity in place; velocity is empty where momentum is 0. lr: 0-d float64 on the device.
+
+    NotImplemented, with nothing changed, where a dtype is neither float32 nor float64 or an array is not contiguous."""
+    columns = (params, grads, velocity) if velocity else (params, grads)
+    groups = _groups(columns)
+    if groups is NotImplemented:
+        return NotImplemented
+    for dtype, lists in groups:
+        table, chunks, count = _table(lists)
+        kernel = sgd_chunks[dtype, bool(velocity)]
+        kernel(count, THREADS, table, chunks, len(lists[0]), lr, momentum, nesterov, weight_decay)
+    return None
+
+
+def adam(params, grads, m, v, step, lr, *, beta1, beta2, eps, weight_decay, decoupled):
+    """Update params, m and v in place. step: 0-d int64, counted from 1; lr: 0-d float64; both on the device.
+
+    NotImplemented, with nothing changed, where a dtype is neither float32 nor float64 or an array is not contiguous."""
+    groups = _groups((params, grads, m, v))
+    if groups is NotImplemented:
+        return NotImplemented
+    moments = [x for beta in (beta1, beta2) for x in (beta, 1 - beta, host_math.log(beta) if beta else -host_math.inf)]
+    for dtype, lists in groups:
+        table, chunks, count = _table(lists)
+        kernel = adam_chunks[dtype]
+        kernel(count, THREADS, table, chunks, len(lists[0]), step, lr, *moments, eps, weight_decay, decoupled)
+    return None
+
+
+def _groups(columns):
+    """[(dtype, columns of the tensors that have it)], empty tensors left out."""
+    groups = {}
+    for tensors in zip(*columns, strict=True):
+        if not takes(*tensors) or not all(x.flags.c_contiguous for x in tensors):
+            return NotImplemented
+        if tensors[0].size:
+            groups.setdefault(tensors[0].dtype.name, []).append(tensors)
+    return [(dtype, list(zip(*rows, strict=True))) for dtype, rows in groups.items()]
+
+
+def _table(lists):
+    """-> (table, chunks, number of chunks) on the device of the tensors."""
+    xp = array_module(lists[0][0])
+    rows = [[x.size for x in lists[0]]] + [[address(x) for x in column] for column in lists]
+    chunks = _chunks(tuple(rows[0]))
+    return xp.asarray(np.array(rows, np.uint64)), xp.asarray(chunks), chunks.size // 2
+
+
+@lru_cache(maxsize=64)
+def _chunks(sizes):
+    """(tensor, which chunk of it) of every chunk, flat."""
+    return np.array([(t, c) for t, n in enumerate(sizes) for c in range(-(-n // CHUNK))], np.int32).reshape(-1)
