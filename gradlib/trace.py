@@ -58,9 +58,8 @@ class Trace:
         self.outs.append((value.shape, value.dtype))
         return Traced(value, self, len(self.outs) - 1)
 
-    def record(self, op: Op, xp: Any, static: dict, saved: tuple, args: Sequence, vals: Sequence, y: Any) -> Any:
+    def record(self, op: Op, xp: Any, static: dict, saved: tuple, slots: tuple, vals: Sequence, y: Any) -> Any:
         """Append a node; its result(s) as traced arrays."""
-        slots = tuple([a.slot if type(a) is Traced and a.owner is self else -1 for a in args])
         many = type(y) is tuple
         node = Node(op, xp, static, saved, slots, len(self.outs), len(y) if many else 0)
         if self.batch is not None:
@@ -86,7 +85,11 @@ def apply(op: Op, args: Sequence[Any], static: dict[str, Any]) -> Any:
             f"{op.name}: a traced array is used outside the gradlib transform that made it; "
             "return it from the differentiated function instead of keeping it"
         )
-    vals = [a.value if type(a) is Traced and a.owner is top else a for a in args]
+    vals, slots = [], []
+    for a in args:
+        mine = type(a) is Traced and a.owner is top
+        vals.append(a.value if mine else a)
+        slots.append(a.slot if mine else -1)
     if op.vjp is None and top.batch is None:
         return apply(op, vals, static)
     module, lower = find_module(op.name, vals)
@@ -94,7 +97,7 @@ def apply(op: Op, args: Sequence[Any], static: dict[str, Any]) -> Any:
         vals = _scalars(vals)
     xp = namespace(module) if lower else module
     y, saved = op.run("forward", xp, *vals, **static)
-    return top.record(op, xp, static, saved, args, vals, y)
+    return top.record(op, xp, static, saved, tuple(slots), vals, y)
 
 
 def _scalars(args: Sequence[Any]) -> list[Any]:
@@ -111,7 +114,9 @@ def rules_namespace(xp: Any, stacks: Sequence[Any]) -> Any:
 
 def call_vjp(node: Node, dy: Any, need: tuple[bool, ...]) -> Sequence[Any]:
     """A node's vjp rule (or kernel) on the stack `dy`, a tuple for an op with several outputs."""
-    xp = rules_namespace(node.xp, dy if type(dy) is tuple else (dy,))
+    xp = node.xp
+    if type(dy) is not np.ndarray:
+        xp = rules_namespace(xp, dy if type(dy) is tuple else (dy,))
     return node.op.run("vjp", xp, node.saved, dy, need, **node.static)
 
 
@@ -225,8 +230,8 @@ def raw(x: Any) -> Any:
 
 
 def module_of(x: Any) -> Any:
-    """The array module of an array, traced or not; NumPy for numbers."""
-    return array_module(raw(x)) or np
+    """The module whose functions take x: NumPy, CuPy, or the dispatching namespace for a traced array."""
+    return namespace(x.module) if type(x) is Traced else array_module(x) or np
 
 
 def lose_trace(what: str, instead: str) -> TypeError:
@@ -313,6 +318,8 @@ class Traced:
         raise lose_trace("item assignment", "build a new array with np.where, np.concatenate or np.stack instead")
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if method == "__call__" and not kwargs and (handler := HANDLERS.get(ufunc)) is not None:
+            return handler(*inputs)
         name = ufunc.__name__
         if kwargs.pop("out", None) is not None:
             raise lose_trace(f"{name}: out= or an update in place (array += traced)", "write y = y + x")

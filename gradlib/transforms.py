@@ -15,7 +15,7 @@ from . import tree
 from .device import array_module
 from .op import describe
 from .ops.nondiff import stopped
-from .trace import Trace, Traced, module_of, sweep_back, sweep_forward
+from .trace import Trace, Traced, module_of, raw, sweep_back, sweep_forward
 
 
 class Primals:
@@ -148,8 +148,9 @@ def _stack_of_one(name: str, what: str, d: Any, like: Any) -> Any:
         raise TypeError(f"{name}: expected an array as {what}, got {type(d).__name__}")
     if d.shape != getattr(like, "shape", ()):
         raise ValueError(f"{name}: expected a {what} of shape {getattr(like, 'shape', ())}, got {describe(d)}")
-    if module_of(d) is not module_of(like) and d.shape:
-        raise TypeError(f"{name}: the {what} lives on {module_of(d).__name__}, the value on {module_of(like).__name__}")
+    here, there = array_module(raw(d)), array_module(raw(like)) or np
+    if here is not there and d.shape:
+        raise TypeError(f"{name}: the {what} lives on {here.__name__}, the value on {there.__name__}")
     dtype = getattr(like, "dtype", d.dtype)
     return (d if d.dtype == dtype else d.astype(dtype)).reshape((1, *d.shape))
 

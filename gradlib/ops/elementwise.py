@@ -10,94 +10,27 @@ SiLU: Elfwing et al. 2017 (arXiv:1702.03118).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..jacobian.blocks import Diagonal
-from ..op import Op, check_broadcast, describe, lift, shape_of, unbroadcast
-from ..trace import HANDLERS, Namespace
-from .batching import elementwise_batch
+from ..op import Op, describe
+from ..trace import HANDLERS
+from .pointwise import Partial, elementwise
 from .special import special
-
-Formula = Callable[..., Any]
-Partial = Formula | int | None
-
-
-def elementwise(name: str, f: Formula, *dfs: Partial, module: str | None = None) -> Op:
-    """Op of n arguments that broadcast; `dfs[i](xp, *x, y, **static)` is ∂y/∂x_i, None a partial that is zero.
-
-    A partial of 1 or -1 may be given as that number.
-    """
-
-    def forward(xp: Any, *x: Any, **static: Any) -> Any:
-        # On traced arrays the op itself is recorded one level down, so that its conventions hold at every order.
-        y = op(*x, **static) if type(xp) is Namespace else f(xp, *x, **static)
-        return y, (*x, y)
-
-    def scale(xp: Any, i: int, d: Any, saved: tuple, static: dict) -> Any:
-        df = dfs[i]
-        if not callable(df):
-            return d if df == 1 else -d
-        return d * df(xp, *saved, **static)
-
-    def vjp(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], **static: Any) -> tuple:
-        return tuple(
-            unbroadcast(xp, scale(xp, i, dy, saved, static), shape_of(saved[i])) if n and dfs[i] is not None else None
-            for i, n in enumerate(need)
-        )
-
-    def jvp(xp: Any, saved: tuple, dx: tuple, **static: Any) -> Any:
-        y, total, v = saved[-1], None, 0
-        for i, d in enumerate(dx):
-            if d is None:
-                continue
-            v = d.shape[0]
-            if dfs[i] is None:
-                continue
-            part = scale(xp, i, lift(xp, d, y.ndim), saved, static)
-            total = part if total is None else total + part
-        shape = (v, *y.shape)
-        if total is None:
-            return xp.zeros(shape, y.dtype)
-        return total if total.shape == shape else xp.broadcast_to(total, shape)
-
-    def block(xp: Any, saved: tuple, i: int, **static: Any) -> Any:
-        y = saved[-1]
-        if shape_of(saved[i]) != y.shape:
-            return None  # broadcast: no longer a diagonal
-        return Diagonal(scale(xp, i, xp.ones((1, *y.shape), y.dtype), saved, static)[0])
-
-    check = None
-    if len(dfs) > 1:
-
-        def check(*x: Any, **static: Any) -> None:
-            check_broadcast(name, *x)
-
-    op = Op(
-        name,
-        forward=forward,
-        vjp=vjp,
-        jvp=jvp,
-        check=check,
-        block=block,
-        batch=elementwise_batch,
-        partials=dfs,
-        module=module or "elementwise",
-    )
-    return op
 
 
 def _numpy_unary(name: str, df: Partial, numpy_name: str | None = None) -> Op:
     """An op for a NumPy ufunc of one argument, and its handler."""
     numpy_name = numpy_name or name
 
+    ufunc = getattr(np, numpy_name)
+
     def f(xp: Any, x: Any) -> Any:
-        return getattr(xp, numpy_name)(x)
+        return ufunc(x) if xp is np else getattr(xp, numpy_name)(x)
 
     op = elementwise(name, f, df)
-    HANDLERS[getattr(np, numpy_name)] = op
+    HANDLERS[ufunc] = op
     return op
 
 

@@ -8,6 +8,7 @@ array stands), and the arrays as further arguments of the op. `scatter` is the t
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -41,13 +42,14 @@ def _gather_stack(xp: Any, d: Any, index: tuple, template: tuple) -> Any:
 
 
 def _scatter_stack(xp: Any, dy: Any, index: tuple, template: tuple, shape: tuple) -> Any:
-    out = xp.zeros((dy.shape[0], *shape), dy.dtype)
+    v, size = dy.shape[0], prod(shape)
+    out = xp.zeros((v, *shape), dy.dtype)
     if ARRAY not in template:
         out[(slice(None), *index)] = dy
         return out
     # Each entry of y names a flat position of x; equal positions are summed in a fixed order.
-    flat = xp.arange(int(np.prod(shape))).reshape(shape)[index].reshape(-1)
-    return _segment_sum(xp, dy.reshape(dy.shape[0], -1), flat, out.reshape(dy.shape[0], -1)).reshape(out.shape)
+    flat = xp.arange(size).reshape(shape)[index].reshape(-1)
+    return _segment_sum(xp, dy.reshape(v, flat.size), flat, out.reshape(v, size)).reshape(out.shape)
 
 
 def _segment_sum(xp: Any, dy: Any, at: Any, out: Any) -> Any:

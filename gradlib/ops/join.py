@@ -86,11 +86,8 @@ def column_stack(tup: Any) -> Any:
 
 def array_split(ary: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
     axis = normalize_axis("split", axis, len(shape_of(ary)))
-    bounds = np.array_split(np.arange(ary.shape[axis]), indices_or_sections)
-    cuts, at = [], 0
-    for part in bounds:
-        cuts.append(slice(at, at + len(part)))
-        at += len(part)
+    parts = np.array_split(np.arange(ary.shape[axis]), indices_or_sections)
+    cuts = [slice(int(part[0]), int(part[-1]) + 1) if len(part) else slice(0, 0) for part in parts]
     return [getitem(ary, (*[slice(None)] * axis, cut)) for cut in cuts]
 
 

@@ -17,7 +17,7 @@ from .arithmetic import multiply
 from .batching import Mixed, Tag
 from .index import getitem
 from .reduce import sum_
-from .shape import expand_dims, reshape, squeeze, transpose
+from .shape import broadcast_to, expand_dims, reshape, squeeze, transpose
 
 
 def _t(xp: Any, x: Any) -> Any:
@@ -161,7 +161,7 @@ def kron(a: Any, b: Any) -> Any:
     return reshape(multiply(left, right), tuple(m * n for m, n in zip(sa, sb, strict=True)))
 
 
-# einsum: every argument has distinct letters, each of which occurs in the result or in another argument.
+# einsum: every argument has distinct letters, each of which has one size and occurs in the result or elsewhere.
 def _einsum_forward(xp: Any, *x: Any, terms: tuple, out: str) -> tuple:
     return xp.einsum(f"{','.join(terms)}->{out}", *x, optimize=len(x) > 1), x
 
@@ -179,9 +179,8 @@ def _einsum_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, terms: tuple, ou
             continue
         others = [t for j, t in enumerate(terms) if j != i]
         args = [x for j, x in enumerate(saved) if j != i]
-        # a letter of size 1 here and longer elsewhere is summed afterwards
         sub = f"{','.join([v + out, *others])}->{v}{terms[i]}"
-        grads.append(unbroadcast(xp, xp.einsum(sub, dy, *args, optimize=len(args) > 0), saved[i].shape))
+        grads.append(xp.einsum(sub, dy, *args, optimize=len(args) > 0))
     return tuple(grads)
 
 
@@ -246,7 +245,7 @@ def einsum(subscripts: Any, *operands: Any, out: Any = None, optimize: Any = Fal
         if len(t) != len(shape_of(x)):
             raise ValueError(f"einsum: term {t!r} of {subscripts!r} does not fit {describe(x)}")
         terms[i], args[i] = _distinct(t, x)
-    _check_sizes(subscripts, terms, args)
+    args = _of_equal_sizes(subscripts, terms, args)
     for i in range(len(args)):
         elsewhere = set(result).union(*(terms[:i] + terms[i + 1 :]))
         alone = tuple(j for j, c in enumerate(terms[i]) if c not in elsewhere)
@@ -257,7 +256,7 @@ def einsum(subscripts: Any, *operands: Any, out: Any = None, optimize: Any = Fal
 
 def _distinct(term: str, x: Any) -> tuple[str, Any]:
     """A repeated letter, as in 'ii', takes the diagonal."""
-    for c in set(term):
+    for c in dict.fromkeys(term):
         while term.count(c) > 1:
             i = term.index(c)
             j = term.index(c, i + 1)
@@ -268,12 +267,15 @@ def _distinct(term: str, x: Any) -> tuple[str, Any]:
     return term, x
 
 
-def _check_sizes(subscripts: str, terms: list[str], args: list[Any]) -> None:
+def _of_equal_sizes(subscripts: str, terms: list[str], args: list[Any]) -> list[Any]:
+    """The arguments, with an axis of size 1 repeated where its letter is longer in another."""
     sizes: dict[str, int] = {}
     for term, x in zip(terms, args, strict=True):
         for c, n in zip(term, shape_of(x), strict=True):
             if n != 1 and sizes.setdefault(c, n) != n:
                 raise ValueError(f"einsum: letter {c!r} of {subscripts!r} has sizes {sizes[c]} and {n}")
+    full = [tuple(sizes.get(c, 1) for c in term) for term in terms]
+    return [x if shape_of(x) == s else broadcast_to(x, s) for x, s in zip(args, full, strict=True)]
 
 
 HANDLERS.update(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..op import Op, normalize_axis, shape_of
-from ..trace import HANDLERS, module_of, raw
+from ..trace import HANDLERS, Traced, module_of, raw
 from .batching import Mixed, Tag, elementwise_batch
 
 
@@ -121,6 +121,6 @@ HANDLERS.update(
         np.allclose: lambda a, b, *args, **kwargs: np.allclose(raw(a), raw(b), *args, **kwargs),
         np.array_equal: lambda a, b, *args, **kwargs: np.array_equal(raw(a), raw(b), *args, **kwargs),
         np.isscalar: lambda a: False,
-        np.result_type: lambda *a: np.result_type(*(x.dtype if hasattr(x, "dtype") else x for x in a)),
+        np.result_type: lambda *a: np.result_type(*(x.dtype if type(x) is Traced else x for x in a)),
     }
 )

@@ -72,25 +72,27 @@ def _logsumexp_forward(xp: Any, x: Any, *, axis: int, keepdims: bool) -> tuple:
     total = xp.sum(xp.exp(shifted), axis=axis, keepdims=True)
     empty = xp.equal(total, 0)
     y = xp.where(empty, -math.inf, m + xp.log(xp.where(empty, 1, total)))
-    return (y if keepdims else xp.squeeze(y, axis=axis)), (x, y)
+    y = y if keepdims else xp.squeeze(y, axis=axis)
+    return y, (x, y)
 
 
-def _probabilities(xp: Any, saved: tuple) -> Any:
+def _probabilities(xp: Any, saved: tuple, axis: int, keepdims: bool) -> Any:
     x, y = saved
+    y = y if keepdims else xp.expand_dims(y, axis)
     return xp.exp(x - xp.where(xp.equal(y, -math.inf), 0, y))
 
 
 def _logsumexp_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: int, keepdims: bool) -> tuple:
     dy = dy if keepdims else xp.expand_dims(dy, axis + 1)
-    return (dy * _probabilities(xp, saved),)
+    return (dy * _probabilities(xp, saved, axis, keepdims),)
 
 
 def _logsumexp_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int, keepdims: bool) -> Any:
-    return xp.sum(dx[0] * _probabilities(xp, saved), axis=axis + 1, keepdims=keepdims)
+    return xp.sum(dx[0] * _probabilities(xp, saved, axis, keepdims), axis=axis + 1, keepdims=keepdims)
 
 
 def _logsumexp_block(xp: Any, saved: tuple, i: int, *, axis: int, keepdims: bool) -> Any:
-    return RowGradient(_probabilities(xp, saved), axis, keepdims)
+    return RowGradient(_probabilities(xp, saved, axis, keepdims), axis, keepdims)
 
 
 def _axis_batch(name: str) -> Any:

@@ -1,0 +1,75 @@
+"""The builder of elementwise ops: from f and its partials alone, all rules.
+
+    y = f(x_0, x_1, …)      dx_i = Σ_broadcast dy ∂_i      dy = Σ_i dx_i ∂_i      Jacobian: diagonal
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..jacobian.blocks import Diagonal
+from ..op import Op, check_broadcast, lift, shape_of, unbroadcast
+from ..trace import Namespace
+from .batching import elementwise_batch
+
+Formula = Callable[..., Any]
+Partial = Formula | int | None
+
+
+def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise") -> Op:
+    """Op of n arguments that broadcast; `dfs[i](xp, *x, y, **static)` is ∂y/∂x_i, None a partial that is zero.
+
+    A partial of 1 or -1 may be given as that number. `module` is the file that holds the op.
+    """
+
+    def forward(xp: Any, *x: Any, **static: Any) -> Any:
+        if type(xp) is Namespace:  # recorded one level down as itself, so that its conventions hold at every order
+            y = op(*x, **static)
+        else:
+            try:
+                y = f(xp, *x, **static)
+            except ValueError:
+                check_broadcast(name, *x)
+                raise
+        return y, (*x, y)
+
+    def scale(xp: Any, i: int, d: Any, saved: tuple, static: dict) -> Any:
+        df = dfs[i]
+        if df.__class__ is int:
+            return d if df == 1 else -d
+        return d * df(xp, *saved, **static)  # type: ignore[operator,misc]
+
+    def vjp_one(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], **static: Any) -> tuple:
+        return (scale(xp, 0, dy, saved, static),)
+
+    def vjp_many(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], **static: Any) -> tuple:
+        dx: list[Any] = [None] * len(dfs)
+        for i, n in enumerate(need):
+            if n and dfs[i] is not None:
+                d, shape = scale(xp, i, dy, saved, static), shape_of(saved[i])
+                dx[i] = d if d.shape[1:] == shape else unbroadcast(xp, d, shape)
+        return tuple(dx)
+
+    def jvp(xp: Any, saved: tuple, dx: tuple, **static: Any) -> Any:
+        y, dy = saved[-1], None
+        v = next(d.shape[0] for d in dx if d is not None)
+        for i, d in enumerate(dx):
+            if d is not None and dfs[i] is not None:
+                part = scale(xp, i, lift(xp, d, y.ndim), saved, static)
+                dy = part if dy is None else dy + part
+        shape = (v, *y.shape)
+        if dy is None:
+            return xp.zeros(shape, y.dtype)
+        return dy if dy.shape == shape else xp.broadcast_to(dy, shape)
+
+    def block(xp: Any, saved: tuple, i: int, **static: Any) -> Any:
+        y = saved[-1]
+        if shape_of(saved[i]) != y.shape:
+            return None  # broadcast: no longer a diagonal
+        return Diagonal(scale(xp, i, xp.ones((1, *y.shape), y.dtype), saved, static)[0])
+
+    vjp = vjp_one if len(dfs) == 1 else vjp_many
+    rules: dict[str, Any] = {"forward": forward, "vjp": vjp, "jvp": jvp, "block": block}
+    op = Op(name, **rules, batch=elementwise_batch, partials=dfs, module=module)
+    return op
