@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,10 @@ REGISTRY: dict[str, Op] = {}
 
 class Op:
     """One operation with its rules; calling it computes, and records where an argument is traced."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Any, **static: Any) -> Any: ...  # set by gradlib.trace
 
     __slots__ = (
         "_kernel",
@@ -67,9 +71,6 @@ class Op:
         self.module = module or forward.__module__.rpartition(".")[2]
         self._kernel: Any = _UNSOUGHT
         REGISTRY[name] = self
-
-    def __call__(self, *args: Any, **static: Any) -> Any:
-        return trace.apply(self, args, static)
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"

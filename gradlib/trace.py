@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .device import array_module
+from .device import SCALARS, SIMULATING, array_module
 from .op import Op, describe, find_module
 
 _levels = itertools.count(1)
@@ -32,13 +32,13 @@ class Node:
     A trace of samples (`Trace.batch`) also keeps every traced input, integers included, and all inputs' shapes.
     """
 
+    inputs: list[int]
+    shapes: tuple
     __slots__ = ("inputs", "op", "outputs", "parents", "saved", "shapes", "slot", "static", "xp")
 
-    def __init__(self, op: Op, xp: Any, static: dict, saved: tuple, parents: tuple, slot: int, outputs: int) -> None:
+    def __init__(self, op: Op, xp: Any, static: dict, saved: tuple, parents: list, slot: int, outputs: int) -> None:
         self.op, self.xp, self.static, self.saved = op, xp, static, saved
         self.parents, self.slot, self.outputs = parents, slot, outputs
-        self.inputs: tuple = parents
-        self.shapes: tuple = ()
 
 
 class Trace:
@@ -58,19 +58,21 @@ class Trace:
         self.outs.append((value.shape, value.dtype))
         return Traced(value, self, len(self.outs) - 1)
 
-    def record(self, op: Op, xp: Any, static: dict, saved: tuple, slots: tuple, vals: Sequence, y: Any) -> Any:
+    def record(self, op: Op, xp: Any, static: dict, saved: tuple, slots: list, vals: Sequence, y: Any) -> Any:
         """Append a node; its result(s) as traced arrays."""
-        many = type(y) is tuple
-        node = Node(op, xp, static, saved, slots, len(self.outs), len(y) if many else 0)
+        if type(y) is tuple:
+            node = Node(op, xp, static, saved, slots, len(self.outs), len(y))
+        else:
+            node = Node(op, xp, static, saved, slots, len(self.outs), 0)
         if self.batch is not None:
             node.inputs, node.shapes = slots, tuple([getattr(v, "shape", ()) for v in vals])
-            node.parents = tuple([s if s >= 0 and self.outs[s][1].kind == "f" else -1 for s in slots])
+            node.parents = [s if s >= 0 and self.outs[s][1].kind == "f" else -1 for s in slots]
         self.nodes.append(node)
-        return tuple([self.wrap(part) for part in y]) if many else self.wrap(y)
+        return tuple([self.wrap(part) for part in y]) if node.outputs else self.wrap(y)
 
 
-def apply(op: Op, args: Sequence[Any], static: dict[str, Any]) -> Any:
-    """Compute an op, and record it on the highest trace among its arguments."""
+def apply(op: Op, /, *args: Any, **static: Any) -> Any:
+    """Compute an op, and record it on the highest trace among its arguments: what calling an op does."""
     top = None
     for a in args:
         if type(a) is Traced and (top is None or a.owner.level > top.level):
@@ -85,19 +87,31 @@ def apply(op: Op, args: Sequence[Any], static: dict[str, Any]) -> Any:
             f"{op.name}: a traced array is used outside the gradlib transform that made it; "
             "return it from the differentiated function instead of keeping it"
         )
-    vals, slots = [], []
+    vals, slots, plain = [], [], not SIMULATING.get()
     for a in args:
-        mine = type(a) is Traced and a.owner is top
-        vals.append(a.value if mine else a)
-        slots.append(a.slot if mine else -1)
+        slot = -1
+        if type(a) is Traced and a.owner is top:
+            a, slot = a.value, a.slot
+        vals.append(a)
+        slots.append(slot)
+        if type(a) is np.ndarray:
+            plain = plain and (slot >= 0 or a.dtype.kind in "fbiu")
+        elif type(a) not in SCALARS:
+            plain = False
     if op.vjp is None and top.batch is None:
-        return apply(op, vals, static)
+        return apply(op, *vals, **static)
+    if plain:  # numbers and NumPy arrays alone: no need to look further
+        y, saved = op.forward(np, *vals, **static)
+        return top.record(op, np, static, saved, slots, vals, y)
     module, lower = find_module(op.name, vals)
     if module is not np:
         vals = _scalars(vals)
     xp = namespace(module) if lower else module
     y, saved = op.run("forward", xp, *vals, **static)
-    return top.record(op, xp, static, saved, tuple(slots), vals, y)
+    return top.record(op, xp, static, saved, slots, vals, y)
+
+
+setattr(Op, "__call__", apply)  # noqa: B010  (calling an op is this module's business)
 
 
 def _scalars(args: Sequence[Any]) -> list[Any]:
@@ -120,44 +134,51 @@ def call_vjp(node: Node, dy: Any, need: tuple[bool, ...]) -> Sequence[Any]:
     return node.op.run("vjp", xp, node.saved, dy, need, **node.static)
 
 
-def take_cotangent(trace: Trace, node: Node, cotangents: dict[int, Any]) -> Any:
+def take_cotangent(trace: Trace, node: Node, cotangents: list[Any]) -> Any:
     """Remove and return the cotangent stack of a node's result; None when nothing depends on it."""
+    slot = node.slot
     if not node.outputs:
-        return cotangents.pop(node.slot, None)
-    parts = [cotangents.pop(node.slot + i, None) for i in range(node.outputs)]
+        dy = cotangents[slot]
+        cotangents[slot] = None
+        return dy
+    parts = cotangents[slot : slot + node.outputs]
+    cotangents[slot : slot + node.outputs] = [None] * node.outputs
     some = next((p for p in parts if p is not None), None)
     if some is None:
         return None
-    xp = rules_namespace(node.xp, parts)
-    shapes = trace.outs[node.slot : node.slot + node.outputs]
-    return tuple(xp.zeros((some.shape[0], *s), t) if p is None else p for p, (s, t) in zip(parts, shapes, strict=True))
+    xp, shapes = rules_namespace(node.xp, parts), trace.outs[slot : slot + node.outputs]
+    return tuple(
+        xp.zeros((some.shape[0], *s), t) if p is None else p for p, (s, t) in zip(parts, shapes, strict=True)
+    )
 
 
-def accumulate(trace: Trace, cotangents: dict[int, Any], slot: int, dx: Any) -> None:
+def accumulate(trace: Trace, cotangents: list[Any], slot: int, dx: Any) -> None:
     """Add a cotangent stack to a slot, in the dtype of the slot's primal."""
     dtype = trace.outs[slot][1]
-    if dx.dtype != dtype:
+    if dx.dtype is not dtype and dx.dtype != dtype:
         dx = dx.astype(dtype)
-    old = cotangents.get(slot)
+    old = cotangents[slot]
     cotangents[slot] = dx if old is None else old + dx
 
 
-def sweep_back(trace: Trace, cotangents: dict[int, Any], release: bool = False) -> dict[int, Any]:
-    """Reverse sweep: {output slot: [V, *y]} -> {input slot: [V, *x]}, absent where the derivative is zero.
+def sweep_back(trace: Trace, cotangents: list[Any], release: bool = False) -> list[Any]:
+    """Reverse sweep over stacks by slot: from [V, *y] at the outputs to [V, *x] at the inputs, None where zero.
 
     `release` drops each node once it has been used, so that its arrays can be freed: for a pullback used once.
     """
-    nodes = trace.nodes
+    nodes, plain = trace.nodes, not SIMULATING.get()
     for i in range(len(nodes) - 1, -1, -1):
-        node = nodes[i]
-        if release:
-            del nodes[i]
+        node = nodes.pop() if release else nodes[i]
         dy = take_cotangent(trace, node, cotangents)
         if dy is None or node.op.vjp is None:
             continue
         parents = node.parents
         need = tuple([p >= 0 for p in parents])
-        for slot, dx in zip(parents, call_vjp(node, dy, need), strict=True):
+        if plain and node.xp is np and type(dy) is np.ndarray:
+            dxs = node.op.vjp(np, node.saved, dy, need, **node.static)
+        else:
+            dxs = call_vjp(node, dy, need)
+        for slot, dx in zip(parents, dxs, strict=True):
             if slot >= 0 and dx is not None:
                 accumulate(trace, cotangents, slot, dx)
     return cotangents

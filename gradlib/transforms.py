@@ -15,7 +15,7 @@ from . import tree
 from .device import array_module
 from .op import describe
 from .ops.nondiff import stopped
-from .trace import Trace, Traced, module_of, raw, sweep_back, sweep_forward
+from .trace import Trace, Traced, accumulate, module_of, raw, sweep_back, sweep_forward
 
 
 class Primals:
@@ -157,14 +157,13 @@ def _stack_of_one(name: str, what: str, d: Any, like: Any) -> Any:
 
 def pull(inside: Primals, outputs: Outputs, stacks: list[Any], release: bool = False) -> list[Any]:
     """Cotangent stacks of the outputs -> stacks [V, *x] of the primal leaves."""
-    cotangents: dict[int, Any] = {}
+    cotangents: list[Any] = [None] * len(inside.trace.outs)
     v = stacks[0].shape[0] if stacks else 1
     for slot, d in zip(outputs.slots, stacks, strict=True):
         if slot is not None and inside.trace.outs[slot][1].kind == "f":
-            old = cotangents.get(slot)
-            cotangents[slot] = d if old is None else old + d
+            accumulate(inside.trace, cotangents, slot, d)
     found = sweep_back(inside.trace, cotangents, release)
-    return [zeros(x, v) if (d := found.get(s)) is None else d for s, x in zip(inside.slots, inside.leaves, strict=True)]
+    return [zeros(x, v) if (d := found[s]) is None else d for s, x in zip(inside.slots, inside.leaves, strict=True)]
 
 
 def push(inside: Primals, outputs: Outputs, stacks: list[Any]) -> list[Any]:

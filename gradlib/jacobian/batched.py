@@ -102,7 +102,7 @@ def _batch_size(name: str, leaves: list, owner: list, axes: tuple, paths: list[s
     return size
 
 
-def sweep_samples(call: Batched, cotangents: dict[int, Any]) -> dict[int, Any]:
+def sweep_samples(call: Batched, cotangents: list[Any]) -> list[Any]:
     """Reverse sweep that keeps samples apart: shared slots end with stacks [V * B, *x], batched ones with [V, *x]."""
     trace, tags = call.trace, call.tags
     for node in reversed(trace.nodes):
@@ -153,7 +153,7 @@ def _sample_units(outputs: Outputs, start: int, stop: int, samples: int) -> list
 
 def _pull_samples(call: Batched, stacks: list[Any]) -> list[Any]:
     """Cotangent stacks of the outputs -> [V, B, *x] for each wanted leaf, batched or shared."""
-    cotangents: dict[int, Any] = {}
+    cotangents: list[Any] = [None] * len(call.trace.outs)
     v = stacks[0].shape[0]
     for slot, d in zip(call.outputs.slots, stacks, strict=True):
         if slot is not None:
@@ -162,7 +162,7 @@ def _pull_samples(call: Batched, stacks: list[Any]) -> list[Any]:
     result = []
     for slot, x, shared in zip(call.slots, call.leaves, call.shared, strict=True):
         shape = (v, call.samples, *(x.shape if shared else x.shape[1:]))
-        d = found.get(slot)
+        d = found[slot]
         result.append(module_of(x).zeros(shape, x.dtype) if d is None else d.reshape(shape))
     return result
 

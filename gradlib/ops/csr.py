@@ -11,12 +11,14 @@ With S = S(data) the (B, K) matrix in CSR form (data, indices, indptr) and row(j
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .. import tree
 from ..op import Op, describe
+from ..trace import Namespace
 from .index import _segment_sum
 
 
@@ -83,21 +85,32 @@ def _sum_rows(xp: Any, terms: Any, at: Any, rows: int) -> Any:
     return _segment_sum(xp, terms.T, at, xp.zeros((terms.shape[1], rows), terms.dtype)).T
 
 
+def _by_scipy(f: Any, data: Any, x: Any) -> Any:
+    """f(data, x); float16, which SciPy's sparse matrices do not take, by way of float32."""
+    if np.result_type(data, x) != np.float16:
+        return f(data, x)
+    return f(data.astype(np.float32), x.astype(np.float32)).astype(np.float16)
+
+
 def _product(xp: Any, data: Any, indices: Any, indptr: Any, w: Any) -> Any:
     if xp is np:
-        return _matrix(data, indices, indptr, w.shape[0]) @ w
+        return _by_scipy(lambda d, x: _matrix(d, indices, indptr, w.shape[0]) @ x, data, w)
     return _sum_rows(xp, data[:, None] * w[indices], row_of_entry(xp, indptr), indptr.shape[0] - 1)
 
 
 def _transposed(xp: Any, data: Any, indices: Any, indptr: Any, z: Any, width: int) -> Any:
     if xp is np:
-        return _matrix(data, indices, indptr, width).T @ z
+        return _by_scipy(lambda d, x: _matrix(d, indices, indptr, width).T @ x, data, z)
     return _sum_rows(xp, data[:, None] * z[row_of_entry(xp, indptr)], indices, width)
+
+
+def _dots(xp: Any, z: Any, w: Any, indices: Any, indptr: Any) -> Any:
+    return xp.sum(z[row_of_entry(xp, indptr)] * w[indices], axis=-1)
 
 
 def _fold(xp: Any, d: Any) -> Any:
     """[V, n, N] as (n, V N): the stack rides along as further columns."""
-    return xp.reshape(xp.moveaxis(d, 0, 1), (d.shape[1], -1)) if d.size else xp.zeros((d.shape[1], 0), d.dtype)
+    return xp.reshape(xp.moveaxis(d, 0, 1), (d.shape[1], d.shape[0] * d.shape[2]))
 
 
 def _unfold(xp: Any, y: Any, v: int, n: int) -> Any:
@@ -109,8 +122,10 @@ def _each(xp: Any, f: Any, stack: Any, shape: tuple, dtype: Any) -> Any:
     return xp.stack([f(stack[v]) for v in range(stack.shape[0])]) if stack.shape[0] else xp.zeros((0, *shape), dtype)
 
 
+# On traced arrays each op is recorded one level down as itself.
 def _product_forward(xp: Any, data: Any, indices: Any, indptr: Any, w: Any) -> tuple:
-    return _product(xp, data, indices, indptr, w), (data, indices, indptr, w)
+    product = csr_product if type(xp) is Namespace else partial(_product, xp)
+    return product(data, indices, indptr, w), (data, indices, indptr, w)
 
 
 def _product_vjp(xp: Any, saved: tuple, dz: Any, need: tuple) -> tuple:
@@ -135,7 +150,8 @@ def product_jvp(xp: Any, saved: tuple, dx: tuple) -> Any:
 
 
 def _transposed_forward(xp: Any, data: Any, indices: Any, indptr: Any, z: Any, *, width: int) -> tuple:
-    return _transposed(xp, data, indices, indptr, z, width), (data, indices, indptr, z)
+    transposed = csr_transposed if type(xp) is Namespace else partial(_transposed, xp)
+    return transposed(data, indices, indptr, z, width=width), (data, indices, indptr, z)
 
 
 def _transposed_vjp(xp: Any, saved: tuple, dt: Any, need: tuple, *, width: int) -> tuple:
@@ -158,8 +174,8 @@ def _transposed_jvp(xp: Any, saved: tuple, dx: tuple, *, width: int) -> Any:
 
 
 def _dots_forward(xp: Any, z: Any, w: Any, indices: Any, indptr: Any) -> tuple:
-    rows = row_of_entry(xp, indptr)
-    return xp.sum(z[rows] * w[indices], axis=-1), (z, w, indices, indptr)
+    dots = csr_dots if type(xp) is Namespace else partial(_dots, xp)
+    return dots(z, w, indices, indptr), (z, w, indices, indptr)
 
 
 def _dots_vjp(xp: Any, saved: tuple, dr: Any, need: tuple) -> tuple:

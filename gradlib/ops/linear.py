@@ -8,6 +8,7 @@ Saved are z or y, whichever act' needs. One op for product, bias and activation:
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from ..jacobian.blocks import Kronecker, SharedDense
@@ -82,12 +83,12 @@ def _vjp_each(xp: Any, saved: tuple, dy: Any, need: tuple, axis: int, *, activat
         return None
     dz = _dz(xp, dy, z, y, activation)
     v, samples = dz.shape[:2]
-    rows = xp.reshape(dz, (v, samples, -1, w.shape[1]))
+    each = prod(x.shape[1:-1])
+    rows = xp.reshape(dz, (v, samples, each, w.shape[1]))
     dw = db = None
     if need[1]:
-        xs = xp.reshape(x, (samples, -1, x.shape[-1]))
-        outer = xs.shape[1] == 1
-        dw = xp.swapaxes(xs, 1, 2) * rows if outer else xp.matmul(xp.swapaxes(xs, 1, 2), rows)
+        xs = xp.reshape(x, (samples, each, x.shape[-1]))
+        dw = xp.swapaxes(xs, 1, 2) * rows if each == 1 else xp.matmul(xp.swapaxes(xs, 1, 2), rows)
         dw = xp.reshape(dw, (v * samples, *w.shape))
     if len(need) > 2 and need[2]:
         db = xp.reshape(xp.sum(rows, axis=2), (v * samples, w.shape[1]))

@@ -41,7 +41,8 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
         return d * df(xp, *saved, **static)  # type: ignore[operator,misc]
 
     def vjp_one(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], **static: Any) -> tuple:
-        return (scale(xp, 0, dy, saved, static),)
+        df = dfs[0]
+        return (dy * df(xp, *saved, **static) if callable(df) else scale(xp, 0, dy, saved, static),)
 
     def vjp_many(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], **static: Any) -> tuple:
         dx: list[Any] = [None] * len(dfs)
