@@ -20,6 +20,7 @@ from .ops.elementwise import elu, erf, gelu, leaky_relu, relu, sigmoid, silu, so
 from .ops.elementwise import tanh_ as tanh
 from .ops.linear import linear
 from .ops.softmax import log_softmax, logsumexp, softmax
+from .rules import checkpoint, custom_rules
 from .transforms import grad, hvp, jvp, linearize, stop_gradient, value_and_grad, vjp
 
 __all__ = [
@@ -27,7 +28,9 @@ __all__ = [
     "Generator",
     "batch_jacobian",
     "check_grads",
+    "checkpoint",
     "cross_entropy",
+    "custom_rules",
     "dropout",
     "elu",
     "erf",

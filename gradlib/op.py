@@ -64,13 +64,15 @@ class Op:
         batch: Callable[..., Any] | None = None,
         partials: tuple = (),
         module: str | None = None,
+        registered: bool = True,
     ) -> None:
         self.name, self.forward, self.vjp, self.jvp = name, forward, vjp, jvp
         self.check, self.block, self.vjp_each, self.batch = check, block, vjp_each, batch
         self.partials = partials  # of an elementwise op: partials[i](xp, *x, y, **static) is ∂y/∂x_i
         self.module = module or forward.__module__.rpartition(".")[2]
         self._kernel: Any = _UNSOUGHT
-        REGISTRY[name] = self
+        if registered:
+            REGISTRY[name] = self
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"

@@ -14,10 +14,11 @@ from typing import Any
 
 from .. import tree
 from ..op import describe, shape_of
-from ..ops.batching import UNKNOWN, Mixed, Tag
-from ..trace import Node, Trace, Traced, accumulate, call_vjp, module_of, sweep_forward, take_cotangent
+from ..ops.batching import UNKNOWN, Tag
+from ..trace import Trace, Traced, module_of
 from ..transforms import Outputs, check_float, pick
-from .dense import check_mode, in_chunks, unit_stacks
+from .dense import check_mode, in_chunks
+from .samples import pull_samples, push_samples, sample_units
 from .tags import check_output, follow, probe
 
 
@@ -102,86 +103,6 @@ def _batch_size(name: str, leaves: list, owner: list, axes: tuple, paths: list[s
     return size
 
 
-def sweep_samples(call: Batched, cotangents: list[Any]) -> list[Any]:
-    """Reverse sweep that keeps samples apart: shared slots end with stacks [V * B, *x], batched ones with [V, *x]."""
-    trace, tags = call.trace, call.tags
-    for node in reversed(trace.nodes):
-        dy = take_cotangent(trace, node, cotangents)
-        if dy is None or node.op.vjp is None:
-            continue
-        here = tags[node.slot]
-        meets = here is not None
-        shared = tuple(p >= 0 and meets and tags[p] is None for p in node.parents)
-        plain = tuple(p >= 0 and not s for p, s in zip(node.parents, shared, strict=True))
-        for need, rule in ((plain, call_vjp), (shared, lambda n, d, need: _vjp_each(call, n, d, need))):
-            if any(need):
-                for slot, ok, dx in zip(node.parents, need, rule(node, dy, need), strict=True):
-                    if ok and dx is not None:
-                        accumulate(trace, cotangents, slot, dx)
-    return cotangents
-
-
-def _vjp_each(call: Batched, node: Node, dy: Any, need: tuple[bool, ...]) -> Any:
-    """Cotangents of shared inputs, one a sample: the op's fast rule, or its vjp on a stack one-hot in the sample."""
-    tag = call.tags[node.slot]
-    if type(tag) is Mixed or tag == UNKNOWN or type(dy) is tuple:
-        raise NotImplementedError(
-            f"{call.name}: no rule tells where {node.op.name} keeps the batch axis, so samples cannot be kept apart"
-        )
-    if node.op.vjp_each is not None and tag.rows == 1:
-        result = node.op.vjp_each(node.xp, node.saved, dy, need, tag.axis, **node.static)
-        if result is not None:
-            return result
-    xp, v = module_of(dy), dy.shape[0]
-    axis, b = dy.ndim + tag.axis, call.samples
-    owner = xp.arange(b * tag.rows) // tag.rows
-    hot = (owner == xp.arange(b)[:, None]).astype(dy.dtype)
-    hot = hot.reshape(1, b, *(1,) * (axis - 1), b * tag.rows, *(1,) * (dy.ndim - axis - 1))
-    return call_vjp(node, (xp.expand_dims(dy, 1) * hot).reshape(v * b, *dy.shape[1:]), need)
-
-
-def _sample_units(outputs: Outputs, start: int, stop: int, samples: int) -> list[Any]:
-    """Cotangent stacks [V, B, *out] with the same unit vector for every sample."""
-    rows = unit_stacks([y[0] if samples else module_of(y).zeros(y.shape[1:]) for y in outputs.values], start, stop)
-    stacks = []
-    for r, y in zip(rows, outputs.values, strict=True):
-        xp = module_of(y)
-        wide = xp.broadcast_to(xp.expand_dims(r, 1), (r.shape[0], samples, *r.shape[1:]))
-        stacks.append(wide if wide.dtype == y.dtype else wide.astype(y.dtype))
-    return stacks
-
-
-def _pull_samples(call: Batched, stacks: list[Any]) -> list[Any]:
-    """Cotangent stacks of the outputs -> [V, B, *x] for each wanted leaf, batched or shared."""
-    cotangents: list[Any] = [None] * len(call.trace.outs)
-    v = stacks[0].shape[0]
-    for slot, d in zip(call.outputs.slots, stacks, strict=True):
-        if slot is not None:
-            accumulate(call.trace, cotangents, slot, d)
-    found = sweep_samples(call, cotangents)
-    result = []
-    for slot, x, shared in zip(call.slots, call.leaves, call.shared, strict=True):
-        shape = (v, call.samples, *(x.shape if shared else x.shape[1:]))
-        d = found[slot]
-        result.append(module_of(x).zeros(shape, x.dtype) if d is None else d.reshape(shape))
-    return result
-
-
-def _push_samples(call: Batched, start: int, stop: int) -> list[list[Any]]:
-    """[output leaf][input leaf]: [V, B, *y], the same unit tangent for every sample; batched inputs only."""
-    units = unit_stacks([x[0] for x in call.leaves], start, stop)
-    tangents = {}
-    for at, x, u in zip(call.slots, call.leaves, units, strict=True):
-        xp = module_of(x)
-        tangents[at] = xp.broadcast_to(xp.expand_dims(u, 1), (u.shape[0], *x.shape))
-    found = sweep_forward(call.trace, tangents)
-    result = []
-    for slot, y in zip(call.outputs.slots, call.outputs.values, strict=True):
-        d = None if slot is None else found.get(slot)
-        result.append(module_of(y).zeros((stop - start, *y.shape), y.dtype) if d is None else d)
-    return result
-
-
 def _batch_first(d: Any, stack_shape: tuple[int, ...], xp: Any) -> Any:
     """[V, B, *x] with V = prod(stack_shape) -> (B, *stack_shape, *x), C-contiguous."""
     moved = xp.ascontiguousarray(xp.moveaxis(d, 0, 1))
@@ -192,7 +113,7 @@ def _reverse(call: Batched, chunk_size: int | None) -> list[list[Any]]:
     values = call.outputs.values
     sizes = [prod(y.shape[1:]) for y in values]
     stacks = in_chunks(
-        sum(sizes), chunk_size, lambda a, b: _pull_samples(call, _sample_units(call.outputs, a, b, call.samples))
+        sum(sizes), chunk_size, lambda a, b: pull_samples(call, sample_units(call.outputs, a, b, call.samples))
     )
     rows, at = [], 0
     for y, n in zip(values, sizes, strict=True):
@@ -203,7 +124,7 @@ def _reverse(call: Batched, chunk_size: int | None) -> list[list[Any]]:
 
 def _forward(call: Batched, chunk_size: int | None) -> list[list[Any]]:
     sizes = [prod(x.shape[1:]) for x in call.leaves]
-    stacks = in_chunks(sum(sizes), chunk_size, lambda a, b: _push_samples(call, a, b))
+    stacks = in_chunks(sum(sizes), chunk_size, lambda a, b: push_samples(call, a, b))
     rows = []
     for d in stacks:
         xp, at, row = module_of(d), 0, []
@@ -302,7 +223,7 @@ def per_sample_grad(loss: Callable[..., Any], argnums: int | tuple[int, ...] = 0
                     f"got {', '.join(map(describe, call.outputs.values))}"
                 )
         ones = [module_of(y).ones((1, *y.shape), y.dtype) for y in call.outputs.values]
-        trees = call.rebuild([d[0] for d in _pull_samples(call, ones)])
+        trees = call.rebuild([d[0] for d in pull_samples(call, ones)])
         return tuple(trees) if isinstance(argnums, tuple) else trees[0]
 
     return wrapped

@@ -1,0 +1,174 @@
+"""Functions recorded as one op: checkpoint (recompute instead of keeping) and custom_rules.
+
+The floating-point leaves of the arguments are the op's inputs; everything else is passed along. One level down, the
+whole function is recorded again, so both hold under every transform and at every order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
+
+import numpy as np
+
+from . import tree
+from .op import Op, describe, shape_of
+from .trace import Namespace, Traced
+from .transforms import pull, push, run, zeros
+
+
+class _Arguments:
+    """The leaves of a call: floating-point ones, which an op takes, put back among the others."""
+
+    def __init__(self, args: tuple) -> None:
+        self.leaves, self.structure = tree.flatten(args)
+        self.leaves = [np.asarray(x) if isinstance(x, float) else x for x in self.leaves]
+        self.at = [i for i, x in enumerate(self.leaves) if getattr(getattr(x, "dtype", None), "kind", "") == "f"]
+
+    def floats(self) -> list[Any]:
+        return [self.leaves[i] for i in self.at]
+
+    def rebuilt(self, floats: Any, others: Callable[[Any], Any] = lambda x: x) -> tuple:
+        """The arguments with `floats` in their places."""
+        full = list(map(others, self.leaves))
+        for i, x in zip(self.at, floats, strict=True):
+            full[i] = x
+        return tree.unflatten(self.structure, full)
+
+
+def _level(x: Any) -> int:
+    return x.owner.level if type(x) is Traced else 0
+
+
+def _as_one_op(name: str, f: Callable[..., Any], make_rules: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    """f, recorded as one op; `make_rules(arguments, structure_of_the_result)` gives its vjp and jvp."""
+
+    @wraps(f)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        call = partial(f, **kwargs)
+        arguments = _Arguments(args)
+        top = max(map(_level, arguments.floats()), default=0)
+        if not top:
+            return call(*args)
+        result: list[Any] = []
+
+        def forward(xp: Any, *floats: Any) -> tuple:
+            y = (partial(wrapped, **kwargs) if type(xp) is Namespace else call)(*arguments.rebuilt(floats))
+            leaves, structure = tree.flatten(y)
+            if any(_level(x) >= top for x in leaves):
+                raise TypeError(f"{name}: the function uses a traced array from outside; pass it as an argument")
+            result.append(structure)
+            leaves = [x if hasattr(x, "shape") else np.asarray(x, float) for x in leaves]
+            return tuple(leaves), (floats, tuple(leaves))
+
+        op = Op(name, forward=forward, registered=False, **make_rules(call, arguments, result))
+        y = op(*arguments.floats())
+        return tree.unflatten(result[0], y)
+
+    return wrapped
+
+
+def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f, whose intermediate values are not kept for the backward pass but computed again there.
+
+    A decorator, valid under every transform. Arguments and result are pytrees. Memory falls to that of the arguments
+    and results, for one more evaluation of f. TypeError when f uses a traced array that is not an argument.
+
+    >>> import gradlib as gl, numpy as np
+    >>> gl.grad(lambda x: np.sum(gl.checkpoint(np.sin)(x)))(np.zeros(2))
+    array([1., 1.])
+    """
+
+    def rules(call: Callable[..., Any], arguments: _Arguments, result: list) -> dict[str, Any]:
+        def again(floats: Any) -> Any:
+            return run("checkpoint", lambda *x: call(*arguments.rebuilt(x)), tuple(floats))
+
+        def vjp(xp: Any, saved: tuple, dy: Any, need: tuple) -> tuple:
+            inside, outputs, _ = again(saved[0])
+            return tuple(d if n else None for d, n in zip(pull(inside, outputs, list(dy)), need, strict=True))
+
+        def jvp(xp: Any, saved: tuple, dx: tuple) -> tuple:
+            inside, outputs, _ = again(saved[0])
+            return tuple(push(inside, outputs, _filled(saved[0], dx)))
+
+        return {"vjp": vjp, "jvp": jvp}
+
+    return _as_one_op("checkpoint", f, rules)
+
+
+def _filled(floats: Any, dx: tuple) -> list[Any]:
+    """Tangent stacks with zeros where there is none."""
+    v = next(d.shape[0] for d in dx if d is not None)
+    return [zeros(x, v) if d is None else d for x, d in zip(floats, dx, strict=True)]
+
+
+def custom_rules(vjp: Callable[..., Any] | None = None, jvp: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """Decorator that gives a function derivative rules of its own, for stacks of V derivatives at once.
+
+    `vjp(primals, y, dy)`: the tuple of arguments, the result, and a stack [V, *y] (a pytree of stacks for a pytree);
+    it returns a tuple with one stack [V, *x] (or None for zero) per argument. `jvp(primals, y, dx)`: dx is a tuple of
+    stacks [V, *x]; it returns [V, *y]. Rules are written with `np.*` and `gl.*`, and are differentiated in turn for
+    higher orders. A mode whose rule is missing raises NotImplementedError.
+
+    >>> import gradlib as gl, numpy as np
+    >>> @gl.custom_rules(vjp=lambda primals, y, dy: (np.clip(dy, -1, 1),))
+    ... def identity_with_clipped_gradient(x):
+    ...     return x + 0.0
+    >>> float(gl.grad(lambda x: 5 * identity_with_clipped_gradient(x))(2.0))
+    1.0
+    """
+
+    def decorate(f: Callable[..., Any]) -> Callable[..., Any]:
+        name = getattr(f, "__name__", "custom_rules")
+
+        def rules(call: Callable[..., Any], arguments: _Arguments, result: list) -> dict[str, Any]:
+            def pull_back(xp: Any, saved: tuple, dy: Any, need: tuple) -> tuple:
+                if vjp is None:
+                    raise NotImplementedError(f"{name}: custom_rules was given no vjp rule")
+                floats, y = saved
+                primals = arguments.rebuilt(floats)
+                got = vjp(primals, tree.unflatten(result[0], y), tree.unflatten(result[0], dy))
+                return _stacks(f"{name}: its vjp rule", got, primals, arguments, dy[0].shape[0])
+
+            def push_forward(xp: Any, saved: tuple, dx: tuple) -> tuple:
+                if jvp is None:
+                    raise NotImplementedError(f"{name}: custom_rules was given no jvp rule")
+                floats, y = saved
+                tangents = arguments.rebuilt(_filled(floats, dx), others=lambda x: None)
+                got = jvp(arguments.rebuilt(floats), tree.unflatten(result[0], y), tangents)
+                leaves, structure = tree.flatten(got)
+                v = next(d.shape[0] for d in dx if d is not None)
+                if structure != result[0] or any(d.shape != (v, *a.shape) for d, a in zip(leaves, y, strict=True)):
+                    raise ValueError(
+                        f"{name}: its jvp rule should return stacks of shape {[(v, *a.shape) for a in y]}, got "
+                        f"{', '.join(map(describe, leaves))}"
+                    )
+                return tuple(leaves)
+
+            return {"vjp": pull_back, "jvp": push_forward}
+
+        return _as_one_op(name, f, rules)
+
+    return decorate
+
+
+def _stacks(name: str, got: Any, primals: tuple, arguments: _Arguments, v: int) -> tuple:
+    """The rule's result as one stack per floating-point leaf of the arguments."""
+    if not isinstance(got, (tuple, list)) or len(got) != len(primals):
+        raise ValueError(f"{name} should return a tuple of {len(primals)} cotangents, got {describe(got)}")
+    stacks: list[Any] = []
+    for d, x in zip(got, primals, strict=True):
+        wanted = tree.flatten(x)[0]
+        stacks += [None] * len(wanted) if d is None else _padded(tree.flatten(d)[0], wanted, name)
+    chosen = [stacks[i] for i in arguments.at]
+    for d, x in zip(chosen, arguments.floats(), strict=True):
+        if d is not None and shape_of(d) != (v, *x.shape):
+            raise ValueError(f"{name} should return a stack of shape {(v, *x.shape)}, got {describe(d)}")
+    return tuple(chosen)
+
+
+def _padded(given: list[Any], wanted: list[Any], name: str) -> list[Any]:
+    if len(given) != len(wanted):
+        raise ValueError(f"{name} should return {len(wanted)} stacks for an argument of {len(wanted)} leaves")
+    return given
