@@ -9,6 +9,7 @@ from importlib import import_module as _import_module
 from typing import Any as _Any
 
 from . import nn, optim
+from .anomaly import detect_anomaly
 from .check import check_grads
 from .device import to_device
 from .jacobian.batched import batch_jacobian, per_sample_grad
@@ -21,6 +22,7 @@ from .ops.elementwise import tanh_ as tanh
 from .ops.linear import linear
 from .ops.softmax import log_softmax, logsumexp, softmax
 from .rules import checkpoint, custom_rules
+from .show import trace
 from .transforms import grad, hvp, jvp, linearize, stop_gradient, value_and_grad, vjp
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "checkpoint",
     "cross_entropy",
     "custom_rules",
+    "detect_anomaly",
     "dropout",
     "elu",
     "erf",
@@ -59,6 +62,7 @@ __all__ = [
     "tanh",
     "text",
     "to_device",
+    "trace",
     "value_and_grad",
     "vjp",
 ]

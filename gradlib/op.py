@@ -22,12 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .device import EXTRA_ARRAYS, SCALARS, SIMULATING, array_module
+from .device import EXTRA_ARRAYS, SIMULATING, array_module
 
 _add_reduce: Callable[..., Any] = np.add.reduce
 
 #: name -> Op, for the tests that walk over all of them.
 REGISTRY: dict[str, Op] = {}
+
+
+class Dispatching:
+    """Marks the namespace that takes traced arrays: no kernel runs under it."""
 
 
 class Op:
@@ -96,7 +100,7 @@ class Op:
 
     def run(self, rule: str, xp: Any, *args: Any, **static: Any) -> Any:
         """Call forward, vjp or jvp: the kernel where arrays are on the GPU (or simulated), else the rule in `xp`."""
-        if (xp is not np or SIMULATING.get()) and type(xp) is not trace.Namespace:
+        if (xp is not np or SIMULATING.get()) and not isinstance(xp, Dispatching):
             kernel = getattr(self.kernel, rule, None)
             if kernel is not None:
                 result = kernel(xp, *args, **static)
@@ -176,54 +180,6 @@ def lift(xp: Any, d: Any, ndim: int) -> Any:
     return d if d.ndim == ndim + 1 else d.reshape((d.shape[0],) + (1,) * (ndim + 1 - d.ndim) + d.shape[1:])
 
 
-def find_module(name: str, values: Any) -> tuple[Any, bool]:
-    """(array module, whether any value is traced) of an op's arguments.
-
-    TypeError for arrays of two devices, and for dtypes that no op takes.
-    """
-    module, traced = None, False
-    for v in values:
-        kind = type(v)
-        if kind is np.ndarray:
-            if v.dtype.kind not in "fbiu":
-                raise TypeError(f"{name}: expected arrays of real numbers, got {describe(v)}")
-            if module is not None and module is not np and v.ndim:
-                raise _mixed(name, module, np)
-            if module is None:
-                module = np if v.ndim else module
-        elif kind is trace.Traced:
-            traced = True
-            here = v.module
-            if module is not None and here is not module:
-                raise _mixed(name, module, here)
-            module = here
-        elif kind in SCALARS or v is None:
-            continue
-        else:
-            here = array_module(v)
-            if here is None:
-                raise TypeError(f"{name}: expected arrays or numbers, got {kind.__name__}")
-            if here is np:
-                if v.dtype.kind not in "fbiu":
-                    raise TypeError(f"{name}: expected arrays of real numbers, got {describe(v)}")
-                continue
-            if module is not None and here is not module:
-                raise _mixed(name, module, here)
-            module = here
-    return (np if module is None else module), traced
-
-
-def _mixed(name: str, a: Any, b: Any) -> TypeError:
-    names = sorted({a.__name__, b.__name__})
-    return TypeError(
-        f"{name}: arguments live on different devices ({' and '.join(names)}); create arrays on the device of another "
-        "array with np.asarray(x, like=that_array), or move whole trees with gl.to_device"
-    )
-
-
 def register_array_type(kind: type, module: Any) -> None:
     """Let arrays of class `kind` pass through the ops, with `module` as their array module."""
     EXTRA_ARRAYS[kind] = module
-
-
-from . import trace  # noqa: E402  (op and trace need each other; the names are used only when called)

@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import numpy as np
 
 from .device import SCALARS, SIMULATING, array_module
-from .op import Op, describe, find_module
+from .op import Dispatching, Op, describe
 
 _levels = itertools.count(1)
+
+#: What `detect_anomaly` puts here looks at every value and derivative of the traces made meanwhile.
+WATCHER: ContextVar[Any] = ContextVar("gradlib_watcher", default=None)
 
 #: NumPy function or ufunc -> our function with the same signature, filled by ``gradlib.ops``.
 HANDLERS: dict[Any, Callable[..., Any]] = {}
@@ -29,12 +33,14 @@ HANDLERS: dict[Any, Callable[..., Any]] = {}
 class Node:
     """One recorded op: what its rules need, and the slots of its inputs (-1: not differentiated) and outputs.
 
-    A trace of samples (`Trace.batch`) also keeps every traced input, integers included, and all inputs' shapes.
+    A trace of samples (`Trace.batch`) also keeps every traced input, integers included, and all inputs' shapes; a
+    watched one (`Trace.watcher`) the line of the user's code.
     """
 
     inputs: list[int]
     shapes: tuple
-    __slots__ = ("inputs", "op", "outputs", "parents", "saved", "shapes", "slot", "static", "xp")
+    line: str
+    __slots__ = ("inputs", "line", "op", "outputs", "parents", "saved", "shapes", "slot", "static", "xp")
 
     def __init__(self, op: Op, xp: Any, static: dict, saved: tuple, parents: list, slot: int, outputs: int) -> None:
         self.op, self.xp, self.static, self.saved = op, xp, static, saved
@@ -44,12 +50,13 @@ class Node:
 class Trace:
     """The graph one transform records. `batch` is the number of samples when batch axes are to be followed."""
 
-    __slots__ = ("alive", "batch", "level", "nodes", "outs")
+    __slots__ = ("alive", "batch", "level", "nodes", "outs", "watcher")
 
     def __init__(self, batch: int | None = None) -> None:
         self.level = next(_levels)
         self.alive = True
         self.batch = batch
+        self.watcher = WATCHER.get()
         self.nodes: list[Node] = []
         self.outs: list[tuple[tuple[int, ...], np.dtype]] = []  # slot -> shape, dtype
 
@@ -67,6 +74,8 @@ class Trace:
         if self.batch is not None:
             node.inputs, node.shapes = slots, tuple([getattr(v, "shape", ()) for v in vals])
             node.parents = [s if s >= 0 and self.outs[s][1].kind == "f" else -1 for s in slots]
+        if self.watcher is not None:
+            self.watcher.recorded(node, vals, y)
         self.nodes.append(node)
         return tuple([self.wrap(part) for part in y]) if node.outputs else self.wrap(y)
 
@@ -119,6 +128,51 @@ def _scalars(args: Sequence[Any]) -> list[Any]:
     return [a[()] if type(a) is np.ndarray and not a.ndim else a for a in args]
 
 
+def find_module(name: str, values: Any) -> tuple[Any, bool]:
+    """(array module, whether any value is traced) of an op's arguments.
+
+    TypeError for arrays of two devices, and for dtypes that no op takes.
+    """
+    module, traced = None, False
+    for v in values:
+        kind = type(v)
+        if kind is np.ndarray:
+            if v.dtype.kind not in "fbiu":
+                raise TypeError(f"{name}: expected arrays of real numbers, got {describe(v)}")
+            if module is not None and module is not np and v.ndim:
+                raise _mixed(name, module, np)
+            if module is None:
+                module = np if v.ndim else module
+        elif kind is Traced:
+            traced = True
+            here = v.module
+            if module is not None and here is not module:
+                raise _mixed(name, module, here)
+            module = here
+        elif kind in SCALARS or v is None:
+            continue
+        else:
+            here = array_module(v)
+            if here is None:
+                raise TypeError(f"{name}: expected arrays or numbers, got {kind.__name__}")
+            if here is np:
+                if v.dtype.kind not in "fbiu":
+                    raise TypeError(f"{name}: expected arrays of real numbers, got {describe(v)}")
+                continue
+            if module is not None and here is not module:
+                raise _mixed(name, module, here)
+            module = here
+    return (np if module is None else module), traced
+
+
+def _mixed(name: str, a: Any, b: Any) -> TypeError:
+    names = sorted({a.__name__, b.__name__})
+    return TypeError(
+        f"{name}: arguments live on different devices ({' and '.join(names)}); create arrays on the device of another "
+        "array with np.asarray(x, like=that_array), or move whole trees with gl.to_device"
+    )
+
+
 def rules_namespace(xp: Any, stacks: Sequence[Any]) -> Any:
     """The `xp` a rule runs in: the forward pass's, or the dispatching one where a stack is traced."""
     if type(xp) is not Namespace and any([type(s) is Traced for s in stacks]):
@@ -147,9 +201,7 @@ def take_cotangent(trace: Trace, node: Node, cotangents: list[Any]) -> Any:
     if some is None:
         return None
     xp, shapes = rules_namespace(node.xp, parts), trace.outs[slot : slot + node.outputs]
-    return tuple(
-        xp.zeros((some.shape[0], *s), t) if p is None else p for p, (s, t) in zip(parts, shapes, strict=True)
-    )
+    return tuple(xp.zeros((some.shape[0], *s), t) if p is None else p for p, (s, t) in zip(parts, shapes, strict=True))
 
 
 def accumulate(trace: Trace, cotangents: list[Any], slot: int, dx: Any) -> None:
@@ -178,6 +230,8 @@ def sweep_back(trace: Trace, cotangents: list[Any], release: bool = False) -> li
             dxs = node.op.vjp(np, node.saved, dy, need, **node.static)
         else:
             dxs = call_vjp(node, dy, need)
+        if trace.watcher is not None:
+            trace.watcher.swept(node, dy, dxs)
         for slot, dx in zip(parents, dxs, strict=True):
             if slot >= 0 and dx is not None:
                 accumulate(trace, cotangents, slot, dx)
@@ -192,13 +246,15 @@ def sweep_forward(trace: Trace, tangents: dict[int, Any]) -> dict[int, Any]:
             continue
         xp = rules_namespace(node.xp, dx)
         dy = node.op.run("jvp", xp, node.saved, dx, **node.static)
+        if trace.watcher is not None:
+            trace.watcher.swept(node, dx, dy)
         for i, part in enumerate(dy if node.outputs else (dy,)):
             dtype = trace.outs[node.slot + i][1]
             tangents[node.slot + i] = part if part.dtype == dtype else part.astype(dtype)
     return tangents
 
 
-class Namespace:
+class Namespace(Dispatching):
     """NumPy's function names over traced arrays: what rules call as `xp` when they are traced in turn."""
 
     def __init__(self, module: Any) -> None:

@@ -149,8 +149,10 @@ def _stack_of_one(name: str, what: str, d: Any, like: Any) -> Any:
     if d.shape != getattr(like, "shape", ()):
         raise ValueError(f"{name}: expected a {what} of shape {getattr(like, 'shape', ())}, got {describe(d)}")
     here, there = array_module(raw(d)), array_module(raw(like)) or np
-    if here is not there and d.shape:
-        raise TypeError(f"{name}: the {what} lives on {here.__name__}, the value on {there.__name__}")
+    if here is not there:
+        if d.shape:
+            raise TypeError(f"{name}: the {what} lives on {here.__name__}, the value on {there.__name__}")
+        d = there.asarray(d)  # a number
     dtype = getattr(like, "dtype", d.dtype)
     return (d if d.dtype == dtype else d.astype(dtype)).reshape((1, *d.shape))
 
