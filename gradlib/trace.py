@@ -5,8 +5,7 @@ to a traced array is appended to the trace of the highest level among its argume
 of lower levels, and then the op's own rules are recorded there in turn. A unique, increasing level per transform
 gives right nesting, so no state is global and threads do not meet.
 
-One graph serves both directions: `sweep_back` walks it with vjp rules, `sweep_forward` with jvp rules, each with a
-stack of V cotangents or tangents at once.
+One graph serves both directions: ``gradlib.sweep`` walks it with vjp or with jvp rules.
 """
 
 from __future__ import annotations
@@ -171,87 +170,6 @@ def _mixed(name: str, a: Any, b: Any) -> TypeError:
         f"{name}: arguments live on different devices ({' and '.join(names)}); create arrays on the device of another "
         "array with np.asarray(x, like=that_array), or move whole trees with gl.to_device"
     )
-
-
-def rules_namespace(xp: Any, stacks: Sequence[Any]) -> Any:
-    """The `xp` a rule runs in: the forward pass's, or the dispatching one where a stack is traced."""
-    if type(xp) is not Namespace and any([type(s) is Traced for s in stacks]):
-        return namespace(xp)
-    return xp
-
-
-def call_vjp(node: Node, dy: Any, need: tuple[bool, ...]) -> Sequence[Any]:
-    """A node's vjp rule (or kernel) on the stack `dy`, a tuple for an op with several outputs."""
-    xp = node.xp
-    if type(dy) is not np.ndarray:
-        xp = rules_namespace(xp, dy if type(dy) is tuple else (dy,))
-    return node.op.run("vjp", xp, node.saved, dy, need, **node.static)
-
-
-def take_cotangent(trace: Trace, node: Node, cotangents: list[Any]) -> Any:
-    """Remove and return the cotangent stack of a node's result; None when nothing depends on it."""
-    slot = node.slot
-    if not node.outputs:
-        dy = cotangents[slot]
-        cotangents[slot] = None
-        return dy
-    parts = cotangents[slot : slot + node.outputs]
-    cotangents[slot : slot + node.outputs] = [None] * node.outputs
-    some = next((p for p in parts if p is not None), None)
-    if some is None:
-        return None
-    xp, shapes = rules_namespace(node.xp, parts), trace.outs[slot : slot + node.outputs]
-    return tuple(xp.zeros((some.shape[0], *s), t) if p is None else p for p, (s, t) in zip(parts, shapes, strict=True))
-
-
-def accumulate(trace: Trace, cotangents: list[Any], slot: int, dx: Any) -> None:
-    """Add a cotangent stack to a slot, in the dtype of the slot's primal."""
-    dtype = trace.outs[slot][1]
-    if dx.dtype is not dtype and dx.dtype != dtype:
-        dx = dx.astype(dtype)
-    old = cotangents[slot]
-    cotangents[slot] = dx if old is None else old + dx
-
-
-def sweep_back(trace: Trace, cotangents: list[Any], release: bool = False) -> list[Any]:
-    """Reverse sweep over stacks by slot: from [V, *y] at the outputs to [V, *x] at the inputs, None where zero.
-
-    `release` drops each node once it has been used, so that its arrays can be freed: for a pullback used once.
-    """
-    nodes, plain = trace.nodes, not SIMULATING.get()
-    for i in range(len(nodes) - 1, -1, -1):
-        node = nodes.pop() if release else nodes[i]
-        dy = take_cotangent(trace, node, cotangents)
-        if dy is None or node.op.vjp is None:
-            continue
-        parents = node.parents
-        need = tuple([p >= 0 for p in parents])
-        if plain and node.xp is np and type(dy) is np.ndarray:
-            dxs = node.op.vjp(np, node.saved, dy, need, **node.static)
-        else:
-            dxs = call_vjp(node, dy, need)
-        if trace.watcher is not None:
-            trace.watcher.swept(node, dy, dxs)
-        for slot, dx in zip(parents, dxs, strict=True):
-            if slot >= 0 and dx is not None:
-                accumulate(trace, cotangents, slot, dx)
-    return cotangents
-
-
-def sweep_forward(trace: Trace, tangents: dict[int, Any]) -> dict[int, Any]:
-    """Forward sweep: {input slot: [V, *x]} -> tangents of every slot that depends on them."""
-    for node in trace.nodes:
-        dx = tuple([tangents.get(p) if p >= 0 else None for p in node.parents])
-        if node.op.jvp is None or all([d is None for d in dx]):
-            continue
-        xp = rules_namespace(node.xp, dx)
-        dy = node.op.run("jvp", xp, node.saved, dx, **node.static)
-        if trace.watcher is not None:
-            trace.watcher.swept(node, dx, dy)
-        for i, part in enumerate(dy if node.outputs else (dy,)):
-            dtype = trace.outs[node.slot + i][1]
-            tangents[node.slot + i] = part if part.dtype == dtype else part.astype(dtype)
-    return tangents
 
 
 class Namespace(Dispatching):

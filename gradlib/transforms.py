@@ -15,7 +15,8 @@ from . import tree
 from .device import array_module
 from .op import describe
 from .ops.nondiff import stopped
-from .trace import Trace, Traced, accumulate, module_of, raw, sweep_back, sweep_forward
+from .sweep import accumulate, sweep_back, sweep_forward
+from .trace import Trace, Traced, module_of, raw
 
 
 class Primals:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..ops.batching import UNKNOWN, Tag
-from ..trace import Node, accumulate, call_vjp, module_of, sweep_back, sweep_forward, take_cotangent
+from ..sweep import accumulate, call_vjp, sweep_back, sweep_forward, take_cotangent
+from ..trace import Node, module_of
 from ..transforms import Outputs
 from .dense import unit_stacks
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..ops.batching import UNKNOWN, Mixed, Tag
-from ..trace import Node, Trace, module_of, raw, sweep_forward
+from ..sweep import sweep_forward
+from ..trace import Node, Trace, module_of, raw
 
 
 def follow(trace: Trace, tags: dict[int, Any]) -> list[Any]:
