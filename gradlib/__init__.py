@@ -10,6 +10,7 @@ from typing import Any as _Any
 
 from . import nn, optim
 from .anomaly import detect_anomaly
+from .capture import capture
 from .check import check_grads
 from .device import to_device
 from .jacobian.batched import batch_jacobian, per_sample_grad
@@ -29,6 +30,7 @@ __all__ = [
     "CSR",
     "Generator",
     "batch_jacobian",
+    "capture",
     "check_grads",
     "checkpoint",
     "cross_entropy",

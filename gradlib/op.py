@@ -34,6 +34,13 @@ class Dispatching:
     """Marks the namespace that takes traced arrays: no kernel runs under it."""
 
 
+class Unit(Dispatching):
+    """Marks the namespace of a capture, under which a rule runs on concrete arrays and is recorded as a whole."""
+
+    def run(self, op: Op, rule: str, *args: Any, **static: Any) -> Any:
+        raise NotImplementedError
+
+
 class Op:
     """One operation with its rules; calling it computes, and records where an argument is traced."""
 
@@ -100,6 +107,8 @@ class Op:
 
     def run(self, rule: str, xp: Any, *args: Any, **static: Any) -> Any:
         """Call forward, vjp or jvp: the kernel where arrays are on the GPU (or simulated), else the rule in `xp`."""
+        if isinstance(xp, Unit):
+            return xp.run(self, rule, *args, **static)
         if (xp is not np or SIMULATING.get()) and not isinstance(xp, Dispatching):
             kernel = getattr(self.kernel, rule, None)
             if kernel is not None:

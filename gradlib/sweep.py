@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from .device import SIMULATING
-from .trace import Namespace, Node, Trace, Traced, namespace
+from .trace import Namespace, Node, Trace, Traced, lower_namespace
 
 
 def rules_namespace(xp: Any, stacks: Sequence[Any]) -> Any:
-    """The `xp` a rule runs in: the forward pass's, or the dispatching one where a stack is traced."""
-    if type(xp) is not Namespace and any([type(s) is Traced for s in stacks]):
-        return namespace(xp)
-    return xp
+    """The `xp` a rule runs in: the forward pass's, or that of the stacks where they are traced."""
+    if type(xp) is Namespace or not any([type(s) is Traced for s in stacks]):
+        return xp
+    return lower_namespace(getattr(xp, "module", xp), stacks)
 
 
 def call_vjp(node: Node, dy: Any, need: tuple[bool, ...]) -> Sequence[Any]:

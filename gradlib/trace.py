@@ -25,6 +25,9 @@ _levels = itertools.count(1)
 #: What `detect_anomaly` puts here looks at every value and derivative of the traces made meanwhile.
 WATCHER: ContextVar[Any] = ContextVar("gradlib_watcher", default=None)
 
+#: The recorder of the capture that is being recorded.
+RECORDER: ContextVar[Any] = ContextVar("gradlib_recorder", default=None)
+
 #: NumPy function or ufunc -> our function with the same signature, filled by ``gradlib.ops``.
 HANDLERS: dict[Any, Callable[..., Any]] = {}
 
@@ -50,6 +53,7 @@ class Trace:
     """The graph one transform records. `batch` is the number of samples when batch axes are to be followed."""
 
     __slots__ = ("alive", "batch", "level", "nodes", "outs", "watcher")
+    unit: Any = None  # of a capture: the namespace that runs and records whole rules
 
     def __init__(self, batch: int | None = None) -> None:
         self.level = next(_levels)
@@ -88,6 +92,9 @@ def apply(op: Op, /, *args: Any, **static: Any) -> Any:
     if op.check is not None:
         op.check(*args, **static)
     if top is None:
+        recorder = RECORDER.get()
+        if recorder is not None:
+            return recorder.run(op, "forward", *args, **static)[0]
         module, _ = find_module(op.name, args)
         return op.run("forward", module, *(args if module is np else _scalars(args)), **static)[0]
     if not top.alive:
@@ -95,6 +102,8 @@ def apply(op: Op, /, *args: Any, **static: Any) -> Any:
             f"{op.name}: a traced array is used outside the gradlib transform that made it; "
             "return it from the differentiated function instead of keeping it"
         )
+    if top.unit is not None:
+        return top.unit.run(op, "forward", *args, **static)[0]
     vals, slots, plain = [], [], not SIMULATING.get()
     for a in args:
         slot = -1
@@ -111,10 +120,10 @@ def apply(op: Op, /, *args: Any, **static: Any) -> Any:
     if plain:  # numbers and NumPy arrays alone: no need to look further
         y, saved = op.forward(np, *vals, **static)
         return top.record(op, np, static, saved, slots, vals, y)
-    module, lower = find_module(op.name, vals)
+    module, _ = find_module(op.name, vals)
     if module is not np:
         vals = _scalars(vals)
-    xp = namespace(module) if lower else module
+    xp = lower_namespace(module, vals)
     y, saved = op.run("forward", xp, *vals, **static)
     return top.record(op, xp, static, saved, slots, vals, y)
 
@@ -198,6 +207,15 @@ def namespace(module: Any) -> Namespace:
     """The dispatching namespace over an array module."""
     found = _namespaces.get(module)
     return _namespaces.setdefault(module, Namespace(module)) if found is None else found
+
+
+def lower_namespace(module: Any, values: Sequence[Any]) -> Any:
+    """The `xp` for values that may belong to lower levels: dispatching, or a capture's if they are its alone."""
+    owners = {v.owner for v in values if type(v) is Traced}
+    if not owners:
+        return module
+    unit = next(iter(owners)).unit
+    return unit if unit is not None and len(owners) == 1 else namespace(module)
 
 
 def _any_traced(args: Sequence[Any]) -> bool:
@@ -284,23 +302,32 @@ class Traced:
             raise TypeError("iteration over a 0-d traced array")
         return (self[i] for i in range(self.shape[0]))  # type: ignore[index]
 
+    def _concrete(self, what: str) -> Any:
+        """The value inside, unless a capture would freeze what depends on it."""
+        if self.owner.unit is not None:
+            raise TypeError(
+                f"{what} of a value inside gl.capture would freeze it as it is now; choose with np.where instead of "
+                "`if`, and keep numbers as arrays"
+            )
+        return self.value
+
     def __bool__(self) -> bool:
-        return bool(self.value)
+        return bool(self._concrete("bool() or `if`"))
 
     def __float__(self) -> float:
-        return float(self.value)
+        return float(self._concrete("float()"))
 
     def __int__(self) -> int:
-        return int(self.value)
+        return int(self._concrete("int()"))
 
     def __index__(self) -> int:
-        return self.value.__index__()
+        return self._concrete("an index or a size").__index__()
 
     def item(self) -> Any:
-        return self.value.item()
+        return self._concrete("item()").item()
 
     def tolist(self) -> Any:
-        return self.value.tolist()
+        return self._concrete("tolist()").tolist()
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise lose_trace(

@@ -16,7 +16,7 @@ from .device import array_module
 from .op import describe
 from .ops.nondiff import stopped
 from .sweep import accumulate, sweep_back, sweep_forward
-from .trace import Trace, Traced, module_of, raw
+from .trace import RECORDER, Trace, Traced, module_of, raw
 
 
 class Primals:
@@ -27,6 +27,9 @@ class Primals:
         self.leaves, self.structure = tree.flatten(args)
         for i, x in enumerate(self.leaves):
             self.leaves[i] = check_float(name, x, partial(_path, args, i))
+        recorder = RECORDER.get()
+        if recorder is not None:  # parameters held from outside: what is computed of them is recorded too
+            self.leaves = [x if type(x) is Traced else recorder.hold(x) for x in self.leaves]
         self.traced = [trace.wrap(x) for x in self.leaves]
         self.slots = range(len(self.leaves))
 

@@ -10,14 +10,16 @@ mean over rows that count is torch's. The logits are never normalised first: a s
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from ..capture import effect
 from ..jacobian.blocks import RowGradient
 from ..op import Op, describe, shape_of, total
-from ..trace import Namespace, raw
+from ..trace import Namespace, Traced
 from .arithmetic import multiply
 from .batching import Mixed, Tag
 from .softmax import log_softmax, softmax
@@ -129,7 +131,14 @@ def _check(logits: Any, labels: Any, reduction: str, ignore_index: int | None, l
         raise ValueError(f"cross_entropy: expected at least one class, got {describe(logits)}")
     if reduction == "mean" and not prod(shape_of(labels)):
         raise ValueError(f"cross_entropy: the mean over an empty batch is not defined (logits {describe(logits)})")
-    _check_labels(raw(labels), classes, ignore_index, reduction)
+    effect(partial(_check_labels, classes=classes, ignore_index=ignore_index, reduction=reduction), _innermost(labels))
+
+
+def _innermost(labels: Any) -> Any:
+    """Labels without the transforms' traces; a capture's stays, so that each replay checks its own labels."""
+    while type(labels) is Traced and labels.owner.unit is None:
+        labels = labels.value
+    return labels
 
 
 def _check_labels(labels: Any, classes: int, ignore_index: int | None, reduction: str) -> None:

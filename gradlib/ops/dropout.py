@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..capture import effect
 from ..op import Op, describe
 from ..trace import Namespace, module_of, raw
 
@@ -129,5 +130,9 @@ def dropout(x: Any, rate: float, rng: Generator) -> Any:
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: expected 0 <= rate < 1, got {rate}")
     y = _dropout(x, rng.seed, rng.counter, rate=float(rate))
-    rng.counter += np.uint64(1)
+    effect(_count_on, rng)
     return y
+
+
+def _count_on(rng: Generator) -> None:
+    rng.counter += np.uint64(1)

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from .. import tree
+from ..capture import effect
 from ..device import SIMULATING, array_module
 from ..op import describe
 from ..ops import optim as rules
+from ..trace import raw
 
 
 class Optimizer:
@@ -61,12 +63,15 @@ class Optimizer:
         if structure != self._structure:
             raise ValueError(f"{self.name}.step: expected gradients of structure {self._structure}, got {structure}")
         for p, g, path in zip(self._params, leaves, self._paths, strict=True):
-            if array_module(g) is not self._xp:
+            if array_module(raw(g)) is not self._xp:
                 raise TypeError(f"{self.name}.step: expected a {self._xp.__name__} array at {path}, got {describe(g)}")
             if g.shape != p.shape or g.dtype != p.dtype:
                 raise ValueError(f"{self.name}.step: expected {describe(p)} at {path}, got {describe(g)}")
+        effect(self._advance, leaves)
+
+    def _advance(self, grads: Any) -> None:
         self._step += 1
-        self._update(leaves)
+        self._update(list(grads))
 
     def _update(self, grads: list[Any]) -> None:
         raise NotImplementedError

@@ -1,0 +1,257 @@
+"""capture: record a computation once, replay it without tracing.
+
+While recording, arguments are wrapped at the lowest level. What transforms above do with them arrives here as whole
+rules on concrete arrays (`Recorder.run`), so a replay calls the same rules in the same order on new arguments: equal
+values to the last bit. The record is turned into one straight Python function, without what is never used.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial, wraps
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import tree
+from .device import SIMULATING, array_module
+from .op import Op, Unit, describe
+from .trace import RECORDER, Trace, Traced, find_module, raw
+
+_LARGE = 1 << 15  # bytes from which a value is dropped after its last use, so that its memory is used again
+
+
+class Slot(int):
+    """A recorded value, in the templates of arguments and results."""
+
+
+class Call(NamedTuple):
+    """One recorded call: `result` is the template of what it returns, None for what is done for its effect alone."""
+
+    function: Callable[..., Any]
+    args: tuple
+    static: dict[str, Any]
+    result: Any
+
+
+def tree_of(x: Any, f: Callable[[Any], Any]) -> Any:
+    """f of everything in nested tuples and lists (which become tuples)."""
+    return tuple([tree_of(part, f) for part in x]) if type(x) in (tuple, list) else f(x)
+
+
+def slots_in(x: Any) -> list[Slot]:
+    """The slots in a template."""
+    if type(x) is tuple:
+        return [slot for part in x for slot in slots_in(part)]
+    return [x] if type(x) is Slot else []
+
+
+class Recorder(Trace):
+    """The trace of one capture: a list of calls, with arrays known by identity."""
+
+    __slots__ = ("calls", "held", "known", "unit")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = -self.level  # below every transform
+        self.unit = _Whole(self)
+        self.calls: list[Call] = []
+        self.known: dict[int, Traced] = {}
+        self.held: set[int] = set()
+
+    def wrap(self, value: Any) -> Traced:
+        """One slot an array, also where a rule returns what it was given."""
+        found = self.known.get(id(value))
+        if found is None:
+            found = self.known[id(value)] = super().wrap(value)
+        return found
+
+    def hold(self, value: Any) -> Traced:
+        """An array from outside, read anew at every replay."""
+        new = id(value) not in self.known
+        found = self.wrap(value)
+        if new:
+            self.held.add(found.slot)
+        return found
+
+    def template(self, x: Any) -> Any:
+        """Arguments or results with slots for what is recorded."""
+        return tree_of(x, lambda v: v if type(v) is not Traced else v.value if v.slot in self.held else Slot(v.slot))
+
+    def run(self, op: Op, rule: str, *args: Any, **static: Any) -> Any:
+        """A whole rule on concrete arrays, recorded; its results are wrapped."""
+        concrete = tree_of(args, lambda x: x.value if type(x) is Traced else x)
+        module, _ = find_module(op.name, _leaves(concrete))
+        token = RECORDER.set(None)
+        try:
+            result = op.run(rule, module, *concrete, **static)
+        finally:
+            RECORDER.reset(token)
+        wrapped = tree_of(result, lambda x: self.wrap(x) if array_module(x) is not None else x)
+        direct = module is np and not SIMULATING.get()
+        function = getattr(op, rule) if direct else partial(op.run, rule)
+        self.calls.append(Call(function, (module, *self.template(args)), static, self.template(wrapped)))
+        return wrapped
+
+    def effect(self, action: Callable[..., None], args: tuple) -> None:
+        """Do something for its effect, now and at every replay."""
+        token = RECORDER.set(None)
+        try:
+            action(*tree_of(args, lambda x: x.value if type(x) is Traced else x))
+        finally:
+            RECORDER.reset(token)
+        self.calls.append(Call(action, self.template(args), {}, None))
+
+
+class _Whole(Unit):
+    """The `xp` of values that belong to a capture alone: rules run and are recorded whole."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.run = recorder.run  # type: ignore[method-assign]
+
+
+def _leaves(x: Any) -> list[Any]:
+    return [leaf for part in x for leaf in _leaves(part)] if type(x) is tuple else [x]
+
+
+def effect(action: Callable[..., None], *args: Any) -> None:
+    """`action(*args)`, done for what it changes or checks; inside gl.capture on concrete arrays, at every replay."""
+    recorder = RECORDER.get()
+    if recorder is None:
+        action(*args)
+    else:
+        recorder.effect(action, args)
+
+
+def compile_program(recorder: Recorder, inputs: list[int], outputs: Any) -> Callable[..., Any]:
+    """The recorded calls that matter, as one Python function of the input slots."""
+    needed, kept = set(slots_in(outputs)), []
+    for call in reversed(recorder.calls):
+        if call.result is None or needed.intersection(slots_in(call.result)):
+            kept.insert(0, call)
+            needed.update(slots_in(call.args))
+    last = {slot: at for at, call in enumerate(kept) for slot in slots_in(call.args)}
+    keep = {*inputs, *slots_in(outputs)}
+    program = _Program(needed, set(inputs))
+    for at, call in enumerate(kept):
+        program.call(call)
+        program.drop(s for s, n in last.items() if n == at and s not in keep and _bytes(*recorder.outs[s]) >= _LARGE)
+    return program.function(inputs, outputs)
+
+
+def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
+    return prod(shape) * dtype.itemsize
+
+
+class _Program:
+    """Lines of Python over variables v0, v1, … (slots) and constants c0, c1, …"""
+
+    def __init__(self, needed: set, made: set) -> None:
+        self.needed, self.made = needed, made
+        self.lines: list[str] = []
+        self.constants: dict[str, Any] = {}
+
+    def call(self, call: Call) -> None:
+        given = [self.expression(a) for a in call.args]
+        given += [f"{k}={self.constant(v)}" for k, v in call.static.items()]
+        targets = self.targets(call.result)
+        line = f"{self.constant(call.function)}({', '.join(given)})"
+        self.lines.append(f"{targets} = {line}" if targets else line)
+
+    def drop(self, slots: Iterable[int]) -> None:
+        self.lines += [f"v{int(s)} = None" for s in slots]
+
+    def expression(self, x: Any) -> str:
+        if type(x) is Slot:
+            return f"v{int(x)}"
+        if slots_in(x):
+            return "(" + "".join(f"{self.expression(part)}, " for part in x) + ")"
+        return self.constant(x)
+
+    def constant(self, value: Any) -> str:
+        if value is None or type(value) in (bool, int, str):
+            return repr(value)
+        name = f"c{len(self.constants)}"
+        self.constants[name] = value
+        return name
+
+    def targets(self, result: Any) -> str:
+        """The left side that takes the new slots someone needs out of a nested result."""
+        if not any(s in self.needed and s not in self.made for s in slots_in(result)):
+            return ""
+        if type(result) is Slot:
+            self.made.add(result)
+            return f"v{int(result)}"
+        return "(" + "".join(f"{self.targets(part) or '_'}, " for part in result) + ")"
+
+    def function(self, inputs: list[int], outputs: Any) -> Callable[..., Any]:
+        body = "".join(f"    {line}\n" for line in [*self.lines, f"return {self.expression(outputs)}"])
+        exec(compile(f"def replay({', '.join(f'v{s}' for s in inputs)}):\n{body}", "<capture>", "exec"), self.constants)
+        return self.constants["replay"]
+
+
+class Captured:
+    """A recorded call: its replay function, and how to rebuild the result."""
+
+    def __init__(self, f: Callable[..., Any], leaves: list[Any], at: list[int], structure: Any, kwargs: dict) -> None:
+        recorder, full = Recorder(), list(leaves)
+        for i in at:  # copies, since arrays are known by identity and one may be given twice
+            full[i] = recorder.wrap(leaves[i].copy())
+        token = RECORDER.set(recorder)
+        try:
+            y = f(*tree.unflatten(structure, full), **kwargs)
+        finally:
+            RECORDER.reset(token)
+            recorder.alive = False
+        out, self.structure = tree.flatten(y)
+        self.replay = compile_program(recorder, [full[i].slot for i in at], recorder.template(tuple(out)))
+        self.first = [raw(x) for x in out]
+
+
+def capture(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f, recorded once for given shapes and then replayed without tracing.
+
+    f takes and returns pytrees; it may hold transforms (`gl.value_and_grad`), `opt.step` and dropout. The first call
+    with new shapes, dtypes or other arguments runs and records it; later calls run the recorded rules on the new
+    arrays, with values equal to the last bit. Arrays that f uses without taking them as arguments are held by
+    reference: what changes in place (parameters under `opt.step`) is seen, a new array under the same name is not.
+    Python code of f (printing, counting) runs only while it is recorded.
+
+    Raises TypeError while recording where the result would depend on an array's value outside of array code:
+    `if`, `float()`, `int()` of an array, and NumPy calls that do not dispatch.
+
+    >>> import gradlib as gl, numpy as np
+    >>> step = gl.capture(gl.grad(lambda x: np.sum(x**2)))
+    >>> step(np.ones(2)), step(np.array([3.0, 4.0]))
+    (array([2., 2.]), array([6., 8.]))
+    """
+    programs: dict[Any, Captured] = {}
+    lock = threading.Lock()
+
+    @wraps(f)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        leaves, structure = tree.flatten(args)
+        if RECORDER.get() is not None or any(type(x) is Traced for x in leaves):
+            return f(*args, **kwargs)  # part of a larger computation, which records it
+        at = [i for i, x in enumerate(leaves) if array_module(x) is not None]
+        key = (structure, tuple(_signature(x) for x in leaves), tuple(sorted(kwargs.items())))
+        try:
+            program = programs.get(key)
+        except TypeError:
+            raise TypeError(
+                f"capture: expected arrays and hashable settings as arguments, got {', '.join(map(describe, leaves))}"
+            ) from None
+        if program is None:
+            with lock:
+                program = programs[key] = Captured(f, leaves, at, structure, kwargs)
+                return tree.unflatten(program.structure, program.first)
+        return tree.unflatten(program.structure, program.replay(*[leaves[i] for i in at]))
+
+    return wrapped
+
+
+def _signature(x: Any) -> Any:
+    module = array_module(x)
+    return (type(x), x) if module is None else (module.__name__, x.shape, x.dtype.str)

@@ -1,0 +1,146 @@
+"""SciPy's special functions: each states f and its partials, all rules follow.
+
+They are ufuncs and reach us through their protocol: `scipy.special.erfc(x)` on a traced array, whatever the device.
+SciPy is not imported for it: handlers are found by the ufunc's name. Formulas: NIST Digital Library of Mathematical
+Functions, ch. 5 (gamma), 7 (error functions), 8 (incomplete gamma), 10 (Bessel), 25.11 (Hurwitz zeta).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..op import Op, describe
+from ..trace import HANDLERS, Traced
+from .elementwise import _erf, _sigmoid_op
+from .pointwise import Partial, elementwise
+from .special import special
+
+_ROOT_PI = math.sqrt(math.pi)
+_ROOT_2PI = math.sqrt(2 * math.pi)
+
+
+def _op(name: str, *dfs: Partial, ufunc: str | None = None) -> Op:
+    """An op for SciPy's function `name`, in the dtype of its arguments (SciPy widens float16); and its handler."""
+
+    def f(xp: Any, *x: Any) -> Any:
+        y = getattr(special(xp), name)(*x)
+        dtype = np.result_type(*x)
+        return y if y.dtype == dtype or dtype.kind != "f" else y.astype(dtype)
+
+    op = elementwise(f"special_{name}", f, *dfs, module="special_functions")
+    HANDLERS["scipy.special", ufunc or name] = op
+    return op
+
+
+def _or_limit(xp: Any, x: Any, limit: float, value: Any) -> Any:
+    """value(x), and `limit` where x = 0."""
+    zero = xp.equal(x, 0)
+    return xp.where(zero, limit, value(xp.where(zero, 1, x)))
+
+
+HANDLERS["scipy.special", "erf"] = _erf
+HANDLERS["scipy.special", "expit"] = _sigmoid_op
+for _name in ("cbrt", "exp2", "expm1", "log1p"):
+    HANDLERS["scipy.special", _name] = HANDLERS[getattr(np, _name)]
+
+# error functions and the normal distribution
+_op("erfc", lambda xp, x, y: (-2 / _ROOT_PI) * xp.exp(-x * x))
+_op("erfcx", lambda xp, x, y: 2 * x * y - 2 / _ROOT_PI)
+_op("erfinv", lambda xp, x, y: (_ROOT_PI / 2) * xp.exp(y * y))
+_op("erfcinv", lambda xp, x, y: (-_ROOT_PI / 2) * xp.exp(y * y))
+_op("ndtr", lambda xp, x, y: xp.exp(-0.5 * x * x) / _ROOT_2PI)
+_op("log_ndtr", lambda xp, x, y: xp.exp(-0.5 * x * x - y) / _ROOT_2PI)
+_op("ndtri", lambda xp, x, y: _ROOT_2PI * xp.exp(0.5 * y * y))
+
+# logistic
+_op("logit", lambda xp, x, y: 1 / (x * (1 - x)))
+_op("log_expit", lambda xp, x, y: _sigmoid_op(-x))
+_op("exp10", lambda xp, x, y: math.log(10) * y)
+
+# gamma: the derivatives of ψ are ψ⁽ⁿ⁾(x) = (-1)ⁿ⁺¹ n! ζ(n + 1, x), with Hurwitz' zeta
+zeta = _op("zeta", None, lambda xp, s, q, y: -s * zeta(s + 1, q), ufunc="_zeta")
+digamma = _op("digamma", lambda xp, x, y: zeta(2.0, x), ufunc="psi")
+gammaln = _op("gammaln", lambda xp, x, y: digamma(x))
+_op("loggamma", lambda xp, x, y: digamma(x))
+_op("gamma", lambda xp, x, y: y * digamma(x))
+_op("rgamma", lambda xp, x, y: -y * digamma(x))
+_op(
+    "beta",
+    lambda xp, a, b, y: y * (digamma(a) - digamma(a + b)),
+    lambda xp, a, b, y: y * (digamma(b) - digamma(a + b)),
+)
+_op("betaln", lambda xp, a, b, y: digamma(a) - digamma(a + b), lambda xp, a, b, y: digamma(b) - digamma(a + b))
+
+
+# entropies: x log y and its kin are 0 at x = 0 for every y
+def _ratio(xp: Any, x: Any, y: Any) -> Any:
+    zero = xp.equal(x, 0)
+    return xp.where(zero, 0, x / xp.where(zero, 1, y))
+
+
+xlogy = _op("xlogy", lambda xp, a, b, y: xp.log(b), lambda xp, a, b, y: _ratio(xp, a, b))
+_op("xlog1py", lambda xp, a, b, y: xp.log1p(b), lambda xp, a, b, y: _ratio(xp, a, 1 + b))
+_op("entr", lambda xp, x, y: -1 - xp.log(x))
+_op("rel_entr", lambda xp, a, b, y: xp.log(a / b) + 1, lambda xp, a, b, y: -a / b)
+_op("kl_div", lambda xp, a, b, y: xp.log(a / b), lambda xp, a, b, y: 1 - a / b)
+
+
+# Bessel functions
+i0 = _op("i0", lambda xp, x, y: i1(x))
+i1 = _op("i1", lambda xp, x, y: i0(x) - _or_limit(xp, x, 0.5, lambda s: i1(s) / s))
+i0e = _op("i0e", lambda xp, x, y: i1e(x) - xp.sign(x) * y)
+i1e = _op("i1e", lambda xp, x, y: i0e(x) - xp.sign(x) * y - _or_limit(xp, x, 0.5, lambda s: i1e(s) / s))
+j0 = _op("j0", lambda xp, x, y: -j1(x))
+j1 = _op("j1", lambda xp, x, y: j0(x) - _or_limit(xp, x, 0.5, lambda s: j1(s) / s))
+y0 = _op("y0", lambda xp, x, y: -y1(x))
+y1 = _op("y1", lambda xp, x, y: y0(x) - y / x)
+jv = _op("jv", None, lambda xp, n, x, y: 0.5 * (jv(n - 1, x) - jv(n + 1, x)))
+yn = _op("yn", None, lambda xp, n, x, y: 0.5 * (yn(n - 1, x) - yn(n + 1, x)))
+yv = _op("yv", None, lambda xp, n, x, y: 0.5 * (yv(n - 1, x) - yv(n + 1, x)))
+iv = _op("iv", None, lambda xp, n, x, y: 0.5 * (iv(n - 1, x) + iv(n + 1, x)))
+ive = _op("ive", None, lambda xp, n, x, y: 0.5 * (ive(n - 1, x) + ive(n + 1, x)) - xp.sign(x) * y)
+kv = _op("kv", None, lambda xp, n, x, y: -0.5 * (kv(n - 1, x) + kv(n + 1, x)))
+HANDLERS[np.i0] = i0
+
+
+# incomplete gamma: ∂/∂x = ±xᵃ⁻¹ exp(-x) / Γ(a)
+def _gamma_density(xp: Any, a: Any, x: Any) -> Any:
+    return xp.exp(xlogy(a - 1, x) - x - gammaln(a))
+
+
+_op("gammainc", None, lambda xp, a, x, y: _gamma_density(xp, a, x))
+_op("gammaincc", None, lambda xp, a, x, y: -_gamma_density(xp, a, x))
+
+
+def _only_second(name: str, op: Op) -> Any:
+    """No derivative by the first argument is known in closed form: a traced one is refused, not taken for data."""
+
+    def call(order: Any, x: Any) -> Any:
+        if type(order) is Traced and order.dtype.kind == "f":
+            raise NotImplementedError(
+                f"{name}: the derivative with respect to its first argument ({describe(order)}) is not supported; "
+                "wrap it in gl.stop_gradient if it is a constant"
+            )
+        return op(order, x)
+
+    return call
+
+
+for _name in ("_zeta", "jv", "yn", "yv", "iv", "ive", "kv", "gammainc", "gammaincc"):
+    HANDLERS["scipy.special", _name] = _only_second(_name.strip("_"), HANDLERS["scipy.special", _name])
+
+
+def polygamma(n: int, x: Any) -> Any:
+    """The n-th derivative of ψ = digamma, n ≥ 0 (SciPy's own converts its argument, and so cannot be traced).
+
+    x: any shape, floating point; result of its shape and dtype. Formula: DLMF 25.11.12.
+
+    >>> round(polygamma(1, np.array(1.0)).item(), 6)  # π²/6
+    1.644934
+    """
+    if not n:
+        return digamma(x)
+    return (-1) ** (n + 1) * math.factorial(n) * zeta(float(n + 1), x)
