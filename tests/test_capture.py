@@ -1,0 +1,174 @@
+"""gl.capture: replays equal the uncaptured function to the last bit, and refuse what they would freeze."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import gradlib as gl
+
+RNG = np.random.default_rng(0)
+NET = gl.nn.Sequential(gl.nn.Linear(6, 5), gl.nn.ReLU(), gl.nn.Dropout(0.3), gl.nn.Linear(5, 3))
+
+
+def data(n, dtype=np.float32):
+    return RNG.standard_normal((n, 6)).astype(dtype), RNG.integers(0, 3, n)
+
+
+def same(a, b):
+    for x, y in zip(gl.tree.flatten(a)[0], gl.tree.flatten(b)[0], strict=True):
+        assert np.asarray(x).dtype == np.asarray(y).dtype
+        assert np.array_equal(x, y, equal_nan=True)
+
+
+FUNCTIONS = {
+    "plain": lambda x: np.tanh(x) @ x.T + x.sum(),
+    "grad": gl.grad(lambda x: np.sum(np.sin(x) ** 2)),
+    "hessian": gl.hessian(lambda x: np.sum(np.exp(0.1 * x)) * x[0, 0]),
+    "batch_jacobian": gl.batch_jacobian(lambda x: gl.softmax(np.tanh(x))),
+    "jvp": lambda x: gl.jvp(gl.gelu, (x,), (x,)),
+    "mask": lambda x: np.where(x > x.mean(), x, 0.0),
+    "fancy": lambda x: gl.grad(lambda z: z[np.array([0, 0, 1])].sum() * z[1, 2])(x),
+    "product with zeros": gl.grad(lambda x: np.prod(np.where(x > 0, x, 0.0), axis=1).sum()),
+    "two results, one the input": lambda x: {"a": x, "b": (x + 1, 2.5, None)},
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_replays_equal_to_the_bit(name, dtype):
+    f = FUNCTIONS[name]
+    captured = gl.capture(f)
+    for _ in range(3):
+        x = data(4, dtype)[0]
+        before = x.copy()
+        same(captured(x), f(x))
+        assert np.array_equal(x, before)
+
+
+def training_step(captured):
+    params = NET.init(0)
+    rng = gl.Generator(3, like=None)
+    opt = gl.optim.AdamW(params, lr=1e-2)
+
+    def loss(p, x, y):
+        penalty = sum(np.sum(layer["w"] ** 2) for layer in p if layer)
+        return gl.cross_entropy(NET(p, x, rng=rng), y) + 1e-3 * penalty
+
+    def step(x, y):
+        value, grads = gl.value_and_grad(loss)(params, x, y)
+        opt.step(grads)
+        return value
+
+    return (gl.capture(step) if captured else step), params, opt, rng
+
+
+def test_a_training_step_with_dropout_and_adam():
+    batches = [data(8) for _ in range(6)]
+    results = []
+    for captured in (False, True):
+        step, params, opt, rng = training_step(captured)
+        losses = [float(step(x, y)) for x, y in batches]
+        results.append((losses, params, opt.steps, int(rng.counter)))
+    assert results[0][0] == results[1][0]
+    same(results[0][1], results[1][1])
+    assert results[0][2:] == results[1][2:] == (6, 6)
+
+
+def test_the_learning_rate_is_read_at_every_replay():
+    results = []
+    for captured in (False, True):
+        step, params, opt, _ = training_step(captured)
+        for i, (x, y) in enumerate([(np.ones((2, 6), np.float32), np.array([0, 1]))] * 4):
+            opt.lr = 0.1 / (i + 1)
+            step(x, y)
+        results.append(params)
+    same(*results)
+
+
+def test_new_shapes_dtypes_and_settings_record_anew():
+    calls = []
+
+    def f(x, scale=1.0):
+        calls.append(x.shape)
+        return x * scale
+
+    captured = gl.capture(f)
+    for n in (3, 3, 4, 3):
+        captured(np.ones(n))
+    captured(np.ones(3, np.float32))
+    captured(np.ones(3), scale=2.0)
+    same(captured(np.ones(3), scale=2.0), np.full(3, 2.0))
+    assert len(calls) == 4
+
+
+def test_arrays_from_outside_are_held_by_reference():
+    w = np.ones(3)
+    captured = gl.capture(lambda x: gl.grad(lambda v: np.sum(v * v * x))(w))
+    same(captured(np.ones(3)), 2 * np.ones(3))
+    w[:] = 3
+    same(captured(np.ones(3)), 6 * np.ones(3))
+
+
+def test_the_same_array_given_twice_is_two_arguments():
+    captured = gl.capture(lambda a, b: a - 2 * b)
+    x = np.ones(2)
+    same(captured(x, x), -x)
+    same(captured(np.full(2, 5.0), x), np.full(2, 3.0))
+
+
+def test_results_are_not_overwritten_by_the_next_replay():
+    captured = gl.capture(lambda x: np.exp(x))
+    captured(np.zeros(2))
+    first = captured(np.zeros(2))
+    captured(np.ones(2))
+    same(first, np.ones(2))
+
+
+def test_inside_a_transform_the_function_itself_runs():
+    captured = gl.capture(lambda x: np.sum(x**3))
+    same(gl.grad(captured)(np.array([2.0])), np.array([12.0]))
+
+
+def test_labels_are_checked_at_every_replay():
+    captured = gl.capture(lambda x, y: gl.grad(lambda z: gl.cross_entropy(z, y))(x))
+    captured(np.zeros((2, 3)), np.array([0, 2]))
+    with pytest.raises(ValueError, match="label 3 is out of range for 3 classes"):
+        captured(np.zeros((2, 3)), np.array([0, 3]))
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: x if x.sum() > 0 else -x,
+        lambda x: x * float(x[0]),
+        lambda x: x[int(x[0])],
+        lambda x: np.full(2, x[0].item()),
+        lambda x: gl.grad(lambda z: z.sum() if z[0] > 0 else -z.sum())(x),
+    ],
+    ids=["if", "float", "int", "item", "if inside grad"],
+)
+def test_what_depends_on_a_value_raises(f):
+    with pytest.raises(TypeError, match=r"gl\.capture would freeze it"):
+        gl.capture(f)(np.ones(3))
+
+
+def test_unhashable_arguments_are_named():
+    with pytest.raises(TypeError, match="capture: expected arrays and hashable settings"):
+        gl.capture(lambda x, y: x)(np.ones(2), {1, 2})
+
+
+def test_threads_share_a_capture():
+    captured = gl.capture(gl.grad(lambda x: np.sum(np.cos(x))))
+    failures = []
+
+    def work(seed):
+        x = np.random.default_rng(seed).standard_normal(50)
+        for _ in range(50):
+            if not np.array_equal(captured(x), -np.sin(x)):
+                failures.append(seed)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert not failures
