@@ -16,7 +16,12 @@ from . import __version__
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "bench":
+        arguments.arguments = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return arguments.run(arguments) or 0
     except BrokenPipeError:  # the reader of our output has gone
@@ -109,7 +114,6 @@ def _add_kernels(commands: argparse._SubParsersAction) -> None:
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("bench", help="run the benchmarks of a checkout; arguments go to them", add_help=False)
-    p.add_argument("arguments", nargs=argparse.REMAINDER)
     p.set_defaults(run=_command("bench", "bench"))
 
 

@@ -41,6 +41,24 @@ def array_module(x: Any) -> Any:
     return None
 
 
+def adopt(x: Any) -> Any:
+    """`x` as an array of ours without a copy, if it is another library's (torch, JAX) on the CPU or a CUDA device.
+
+    It goes by DLPack or, on CUDA, by `__cuda_array_interface__`. Anything else is returned as it is.
+    """
+    if array_module(x) is not None or isinstance(x, type):
+        return x
+    if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
+        kind = int(x.__dlpack_device__()[0])
+        if kind == 1:  # kDLCPU
+            return np.from_dlpack(x)
+        if kind == 2:  # kDLCUDA
+            return import_cupy().from_dlpack(x)
+    elif hasattr(x, "__cuda_array_interface__"):
+        return import_cupy().asarray(x)
+    return x
+
+
 def is_array(x: Any) -> bool:
     """Whether `x` is a NumPy or CuPy array (NumPy scalars count)."""
     return array_module(x) is not None

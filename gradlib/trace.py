@@ -10,14 +10,17 @@ One graph serves both directions: ``gradlib.sweep`` walks it with vjp or with jv
 
 from __future__ import annotations
 
+import dis
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from types import ModuleType
 from typing import Any, NoReturn
 
 import numpy as np
 
-from .device import SCALARS, SIMULATING, array_module
+from .device import SCALARS, SIMULATING, adopt, array_module
 from .op import Dispatching, Op, describe
 
 _levels = itertools.count(1)
@@ -30,6 +33,9 @@ RECORDER: ContextVar[Any] = ContextVar("gradlib_recorder", default=None)
 
 #: NumPy function or ufunc -> our function with the same signature, filled by ``gradlib.ops``.
 HANDLERS: dict[Any, Callable[..., Any]] = {}
+
+#: NumPy function with `like=` -> ours, which gets the traced array it should be like first.
+CREATORS: dict[Any, Callable[..., Any]] = {}
 
 
 class Node:
@@ -95,6 +101,7 @@ def apply(op: Op, /, *args: Any, **static: Any) -> Any:
         recorder = RECORDER.get()
         if recorder is not None:
             return recorder.run(op, "forward", *args, **static)[0]
+        args = tuple(map(adopt, args))
         module, _ = find_module(op.name, args)
         return op.run("forward", module, *(args if module is np else _scalars(args)), **static)[0]
     if not top.alive:
@@ -120,6 +127,7 @@ def apply(op: Op, /, *args: Any, **static: Any) -> Any:
     if plain:  # numbers and NumPy arrays alone: no need to look further
         y, saved = op.forward(np, *vals, **static)
         return top.record(op, np, static, saved, slots, vals, y)
+    vals = [v if type(v) is Traced else adopt(v) for v in vals]
     module, _ = find_module(op.name, vals)
     if module is not np:
         vals = _scalars(vals)
@@ -182,22 +190,28 @@ def _mixed(name: str, a: Any, b: Any) -> TypeError:
 
 
 class Namespace(Dispatching):
-    """NumPy's function names over traced arrays: what rules call as `xp` when they are traced in turn."""
+    """NumPy's function names over traced arrays, on the device of `module`.
 
-    def __init__(self, module: Any) -> None:
-        self.module = module
+    What rules call as `xp` when they are traced in turn, and what a traced array's `__array_namespace__` gives.
+    """
+
+    def __init__(self, module: Any, twin: Any = np) -> None:
+        self.module, self.twin = module, twin
 
     def __getattr__(self, name: str) -> Any:
-        function = getattr(self.module, name)
-        if not callable(function) or isinstance(function, type):
+        function, twin = getattr(self.module, name), getattr(self.twin, name, None)
+        if isinstance(function, ModuleType):
+            found: Any = Namespace(function, twin)
+        elif not callable(function) or isinstance(function, type):
             return function
-        handler = HANDLERS.get(getattr(np, name, None), _unsupported(name))
+        else:
+            handler = HANDLERS.get(twin, _unsupported(name))
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return handler(*args, **kwargs) if _any_traced(args) else function(*args, **kwargs)
+            def found(*args: Any, **kwargs: Any) -> Any:
+                return handler(*args, **kwargs) if _any_traced(args) else function(*args, **kwargs)
 
-        setattr(self, name, call)
-        return call
+        setattr(self, name, found)
+        return found
 
 
 _namespaces: dict[Any, Namespace] = {}
@@ -252,6 +266,13 @@ def lose_trace(what: str, instead: str) -> TypeError:
     return TypeError(f"{what} would lose the derivative of a traced array; {instead}")
 
 
+_STORE_ITEM = dis.opmap["STORE_SUBSCR"]
+_INSTEAD = (
+    "join traced values with np.stack or np.concatenate, build new arrays with np.where, "
+    "or take gl.stop_gradient(x) first"
+)
+
+
 class Traced:
     """An array whose use is recorded. It behaves like the NumPy or CuPy array inside it.
 
@@ -303,7 +324,13 @@ class Traced:
         return (self[i] for i in range(self.shape[0]))  # type: ignore[index]
 
     def _concrete(self, what: str) -> Any:
-        """The value inside, unless a capture would freeze what depends on it."""
+        """The value inside, unless a capture would freeze what depends on it, or y[i] = traced lose its trace.
+
+        NumPy asks for the float it stores in y[i]; only the caller's instruction tells that from float(x).
+        """
+        caller = sys._getframe(2)
+        if caller.f_code.co_code[caller.f_lasti] == _STORE_ITEM:
+            raise lose_trace("y[i] = traced", _INSTEAD)
         if self.owner.unit is not None:
             raise TypeError(
                 f"{what} of a value inside gl.capture would freeze it as it is now; choose with np.where instead of "
@@ -330,14 +357,13 @@ class Traced:
         return self._concrete("tolist()").tolist()
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        raise lose_trace(
-            "np.asarray, np.array or an item assignment",
-            "join traced values with np.stack or np.concatenate, build new arrays with np.where, or take "
-            "gl.stop_gradient(x) first",
-        )
+        raise lose_trace("np.asarray, np.array or an item assignment", _INSTEAD)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise lose_trace("item assignment", "build a new array with np.where, np.concatenate or np.stack instead")
+
+    def __array_namespace__(self, *, api_version: str | None = None) -> Any:
+        return namespace(self.module)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if method == "__call__" and not kwargs and (handler := HANDLERS.get(ufunc)) is not None:
@@ -357,5 +383,7 @@ class Traced:
         return handler(*inputs, **kwargs)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if func in CREATORS:  # like=: an array of this one's kind
+            return CREATORS[func](self, *args, **kwargs)
         handler = HANDLERS.get(func) or _unsupported(f"{func.__module__}.{func.__name__}".removeprefix("numpy."))
         return handler(*args, **kwargs)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import tree
-from .device import array_module
+from .device import adopt, array_module
 from .op import describe
 from .ops.nondiff import stopped
 from .sweep import accumulate, sweep_back, sweep_forward
@@ -45,6 +45,8 @@ def check_float(name: str, x: Any, path: Callable[[], str]) -> Any:
     """A leaf that can be differentiated, Python floats as 0-d; TypeError that names op, leaf and what came."""
     if isinstance(x, float):
         return np.asarray(x)
+    if type(x) is not Traced:
+        x = adopt(x)
     if type(x) is not Traced and array_module(x) is None:
         raise TypeError(
             f"{name}: expected floating-point arrays to differentiate, got {type(x).__name__} in argument{path()}"
@@ -235,8 +237,8 @@ def jvp(f: Callable[..., Any], primals: tuple, tangents: tuple) -> tuple[Any, An
     """Value and directional derivative: `y, dy = jvp(f, primals, tangents)`, both tuples of equal structure.
 
     >>> import gradlib as gl, numpy as np
-    >>> gl.jvp(np.square, (np.array(3.0),), (np.array(1.0),))[1]
-    array(6.)
+    >>> float(gl.jvp(np.square, (np.array(3.0),), (np.array(1.0),))[1])
+    6.0
     """
     if not isinstance(primals, (tuple, list)) or not isinstance(tangents, (tuple, list)):
         raise TypeError("jvp: expected a tuple of primals and a tuple of tangents")

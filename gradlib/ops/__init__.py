@@ -2,6 +2,7 @@
 
 from . import (  # noqa: F401  (importing registers the handlers of NumPy's functions)
     arithmetic,
+    creation,
     cross_entropy,
     csr,
     dropout,
