@@ -64,7 +64,9 @@ def jax_state(params: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    zeros = lambda: jax.tree_util.tree_map(jnp.zeros_like, params)
+    def zeros():
+        return jax.tree_util.tree_map(jnp.zeros_like, params)
+
     return zeros(), zeros(), jnp.zeros((), jnp.float32)
 
 

@@ -5,6 +5,7 @@ Inputs are a dict: `params`, a list of (w (in, out), b (out,)); `x` [(B, D) a ba
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ def inputs(rng: np.random.Generator, batch: int, sizes: tuple = SIZES, batches: 
     """Parameters, and `batches` batches of random inputs and labels."""
     params = [
         ((rng.standard_normal((i, o)) * (2 / i) ** 0.5).astype(dtype), (0.1 * rng.standard_normal(o)).astype(dtype))
-        for i, o in zip(sizes, sizes[1:], strict=False)
+        for i, o in itertools.pairwise(sizes)
     ]
     x = [rng.standard_normal((batch, sizes[0])).astype(dtype) for _ in range(batches)]
     labels = [rng.integers(0, sizes[-1], batch) for _ in range(batches)]
@@ -102,7 +103,10 @@ def torch_network(inputs: Any, device: str) -> tuple[Any, Any, Any]:
             layer.weight.copy_(torch.from_numpy(w.T.copy()))
             layer.bias.copy_(torch.from_numpy(b))
         layers += [layer, nn.ReLU()]
-    move = lambda arrays: [torch.from_numpy(a).to(device) for a in arrays]
+
+    def move(arrays):
+        return [torch.from_numpy(a).to(device) for a in arrays]
+
     return nn.Sequential(*layers[:-1]).to(device), move(inputs["x"]), move(inputs["labels"])
 
 

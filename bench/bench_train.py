@@ -65,8 +65,12 @@ def torch_step(inputs: Any, device: str, fused: bool = False) -> Any:
 
     def values() -> dict[str, Any]:
         loss = run()
-        params = [(w.detach().cpu().numpy(), b.detach().cpu().numpy()) for w, b in article.torch_pairs(net.parameters())]
-        update = [a - b for new, old in zip(params, inputs["params"], strict=True) for a, b in zip(new, old, strict=True)]
+        params = [
+            (w.detach().cpu().numpy(), b.detach().cpu().numpy()) for w, b in article.torch_pairs(net.parameters())
+        ]
+        update = [
+            a - b for new, old in zip(params, inputs["params"], strict=True) for a, b in zip(new, old, strict=True)
+        ]
         return {"loss": loss, "grads": article.torch_pairs(p.grad for p in net.parameters()), "update": update}
 
     return run, values
@@ -77,7 +81,9 @@ def jax_step(inputs: Any, device: str) -> Any:
 
     arrays = article.jax_arrays(inputs)
     batches = cycle(zip(arrays["x"], arrays["labels"], strict=True))
-    loss = lambda params, x, y: article.jax_row_loss(article.jax_logits(params, x), y).mean()
+
+    def loss(params, x, y):
+        return article.jax_row_loss(article.jax_logits(params, x), y).mean()
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Any, state: Any, x: Any, y: Any) -> Any:
@@ -143,14 +149,15 @@ def gradlib_gradient(inputs: Any, device: str) -> Any:
 
 
 def numpy_gradient(inputs: Any, device: str) -> Any:
-    run = lambda: article.value_and_grad(inputs["params"], inputs["x"][0], inputs["labels"][0])
+    def run():
+        return article.value_and_grad(inputs["params"], inputs["x"][0], inputs["labels"][0])
+
     return run, lambda: dict(zip(("loss", "grads"), run(), strict=True))
 
 
 def autograd_gradient(inputs: Any, device: str) -> Any:
     import autograd
     import autograd.numpy as anp
-    from autograd.scipy.special import logsumexp
 
     x, labels = inputs["x"][0], inputs["labels"][0]
     rows = np.arange(len(labels))
@@ -160,7 +167,9 @@ def autograd_gradient(inputs: Any, device: str) -> Any:
         for w, b in params[:-1]:
             h = anp.maximum(h @ w + b, 0)
         logits = h @ params[-1][0] + params[-1][1]
-        return anp.mean(logsumexp(logits, axis=1) - logits[rows, labels])
+        top = anp.max(logits, axis=1, keepdims=True)
+        total = anp.log(anp.sum(anp.exp(logits - top), axis=1)) + top[:, 0]
+        return anp.mean(total - logits[rows, labels])
 
     step = autograd.value_and_grad(loss)
     return lambda: step(inputs["params"]), lambda: dict(zip(("loss", "grads"), step(inputs["params"]), strict=True))
@@ -193,7 +202,10 @@ def jax_gradient(inputs: Any, device: str) -> Any:
     step = jax.jit(
         jax.value_and_grad(lambda params, x, y: article.jax_row_loss(article.jax_logits(params, x), y).mean())
     )
-    run = lambda: jax.block_until_ready(step(a["params"], a["x"][0], a["labels"][0]))
+
+    def run():
+        return jax.block_until_ready(step(a["params"], a["x"][0], a["labels"][0]))
+
     return run, lambda: dict(zip(("loss", "grads"), run(), strict=True))
 
 

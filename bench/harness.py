@@ -1,8 +1,8 @@
 """What a benchmark case is, how cases are found, and how a contender's values are compared with the reference.
 
-An area's file ``bench_<area>.py`` holds `CASES`, a list of `Case`. A case makes its inputs from a seed, has a reference in
-float64 NumPy, and names its contenders: "gradlib" and the peers ("torch", "torch.func", "torch fused", "jax",
-"autograd", "numpy"). A contender is a function
+An area's file ``bench_<area>.py`` holds `CASES`, a list of `Case`. A case makes its inputs from a seed, has a
+reference in float64 NumPy, and names its contenders: "gradlib" and the peers ("torch", "torch.func", "torch fused",
+"jax", "autograd", "numpy"). A contender is a function
 
     build(inputs, device) -> run, values
 

@@ -41,10 +41,10 @@ def _gather_stack(xp: Any, d: Any, index: tuple, template: tuple) -> Any:
     return xp.moveaxis(xp.moveaxis(d, 0, -1)[index], -1, 0)
 
 
-def _scatter_stack(xp: Any, dy: Any, index: tuple, template: tuple, shape: tuple) -> Any:
+def _scatter_stack(xp: Any, dy: Any, index: tuple, template: tuple, shape: tuple, unique: bool) -> Any:
     v, size = dy.shape[0], prod(shape)
     out = xp.zeros((v, *shape), dy.dtype)
-    if ARRAY not in template:
+    if ARRAY not in template or (unique and not _separated(template)):
         out[(slice(None), *index)] = dy
         return out
     # Each entry of y names a flat position of x; equal positions are summed in a fixed order.
@@ -70,28 +70,39 @@ def _getitem_forward(xp: Any, x: Any, *arrays: Any, template: tuple, aligned: tu
 
 def _getitem_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, template: tuple, aligned: tuple = ()) -> tuple:
     x, *arrays = saved
-    return (scatter(dy, *arrays, template=template, shape=x.shape), *[None] * len(arrays))
+    unique = _distinct(arrays, aligned)
+    return (scatter(dy, *arrays, template=template, shape=x.shape, unique=unique), *[None] * len(arrays))
+
+
+def _distinct(arrays: list[Any], aligned: tuple) -> bool:
+    """Whether no entry of x is picked twice: one index array counts 0, 1, 2, … and the others do not widen it."""
+    if True not in aligned:
+        return False
+    counting = arrays[aligned.index(True)]
+    return all([a.shape == counting.shape or a.size == 1 for a in arrays])
 
 
 def _getitem_jvp(xp: Any, saved: tuple, dx: tuple, *, template: tuple, aligned: tuple = ()) -> Any:
     return gather(dx[0], *saved[1:], template=template)
 
 
-def _scatter_forward(xp: Any, dy: Any, *arrays: Any, template: tuple, shape: tuple) -> tuple:
+def _scatter_forward(xp: Any, dy: Any, *arrays: Any, template: tuple, shape: tuple, unique: bool = False) -> tuple:
     if type(xp) is Namespace:  # traced one level down: recorded there as itself
-        return scatter(dy, *arrays, template=template, shape=shape), arrays
-    return _scatter_stack(xp, dy, _fill(template, arrays), template, shape), arrays
+        return scatter(dy, *arrays, template=template, shape=shape, unique=unique), arrays
+    return _scatter_stack(xp, dy, _fill(template, arrays), template, shape, unique), arrays
 
 
-def _scatter_vjp(xp: Any, saved: tuple, d: Any, need: tuple, *, template: tuple, shape: tuple) -> tuple:
+def _scatter_vjp(
+    xp: Any, saved: tuple, d: Any, need: tuple, *, template: tuple, shape: tuple, unique: bool = False
+) -> tuple:
     v, w = d.shape[:2]  # a stack of stacks: both lead
     dx = gather(xp.reshape(d, (v * w, *d.shape[2:])), *saved, template=template)
     return (xp.reshape(dx, (v, w, *dx.shape[1:])), *[None] * len(saved))
 
 
-def _scatter_jvp(xp: Any, saved: tuple, dx: tuple, *, template: tuple, shape: tuple) -> Any:
+def _scatter_jvp(xp: Any, saved: tuple, dx: tuple, *, template: tuple, shape: tuple, unique: bool = False) -> Any:
     v, w = dx[0].shape[:2]
-    dy = scatter(xp.reshape(dx[0], (v * w, *dx[0].shape[2:])), *saved, template=template, shape=shape)
+    dy = scatter(xp.reshape(dx[0], (v * w, *dx[0].shape[2:])), *saved, template=template, shape=shape, unique=unique)
     return xp.reshape(dy, (v, w, *shape))
 
 
@@ -168,7 +179,10 @@ def getitem(x: Any, index: Any) -> Any:
 
 def _is_arange(a: Any, shape: tuple[int, ...]) -> bool:
     """Whether an index array is 0, 1, 2, … along its first axis: it then picks its own row for each sample."""
-    a = raw(a)
+    while type(a) is Traced:
+        if a.owner.unit is not None:  # a replay may bring other indices
+            return False
+        a = a.value
     if not a.ndim or a.shape[0] not in shape or a.size != a.shape[0]:
         return False
     return bool((a.reshape(-1) == array_module(a).arange(a.shape[0])).all())

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..op import Op, normalize_axes, normalize_axis, shape_of
+from ..op import Op, normalize_axes, normalize_axis, shape_of, total
 from ..trace import HANDLERS, lose_trace
 from .arithmetic import multiply, subtract
 from .batching import reduction_batch, same_axes_batch
@@ -22,7 +22,21 @@ Axes = tuple[int, ...]
 
 def spread(xp: Any, dy: Any, axis: Axes, keepdims: bool) -> Any:
     """The reduced axes of a stack [V, *y] put back with size 1."""
-    return dy if keepdims or not axis else xp.expand_dims(dy, tuple(a + 1 for a in axis))
+    if keepdims or not axis:
+        return dy
+    shape = list(dy.shape)
+    for a in axis:
+        shape.insert(a + 1, 1)
+    return dy.reshape(tuple(shape))
+
+
+def repeated(xp: Any, dy: Any, shape: tuple[int, ...]) -> Any:
+    """dy broadcast to `shape`: a view, or a copy where that is cheaper than NumPy's way to the view."""
+    if xp is not np or product(shape) > 4096:
+        return xp.broadcast_to(dy, shape)
+    out = np.empty(shape, dy.dtype)
+    out[...] = dy
+    return out
 
 
 def _behind(axis: Axes) -> Axes:
@@ -30,11 +44,11 @@ def _behind(axis: Axes) -> Axes:
 
 
 def _sum_forward(xp: Any, x: Any, *, axis: Axes, keepdims: bool) -> tuple:
-    return xp.sum(x, axis=axis, keepdims=keepdims), (x,)
+    return total(xp, x, axis, keepdims), (x,)
 
 
 def _sum_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: Axes, keepdims: bool) -> tuple:
-    return (xp.broadcast_to(spread(xp, dy, axis, keepdims), (dy.shape[0], *saved[0].shape)),)
+    return (repeated(xp, spread(xp, dy, axis, keepdims), (dy.shape[0], *saved[0].shape)),)
 
 
 def _sum_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) -> Any:
@@ -57,23 +71,28 @@ def _mean_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) -
     return _sum_jvp(xp, saved, dx, axis=axis, keepdims=keepdims) / _count(saved[0], axis)
 
 
-def _extremum_rules(name: str) -> dict[str, Any]:
+def _extremum_rules(name: str, reduce: Callable[..., Any]) -> dict[str, Any]:
     """y = max(x): ∂y/∂x is 1/k at each of the k entries equal to y."""
 
     def forward(xp: Any, x: Any, *, axis: Axes, keepdims: bool) -> tuple:
-        y = getattr(xp, name)(x, axis=axis, keepdims=True)
-        return (y if keepdims or not axis else xp.squeeze(y, axis=axis)), (x, y)
+        y = reduce(x, axis, keepdims=True) if xp is np else getattr(xp, name)(x, axis=axis, keepdims=True)
+        return (y if keepdims or not axis else y.squeeze(axis)), (x, y)
 
-    def share(xp: Any, saved: tuple, axis: Axes) -> Any:
+    def share(xp: Any, saved: tuple, axis: Axes) -> tuple:
+        """Which entries are the extremum, and how many of them share it."""
         x, y = saved
-        hit = xp.equal(x, y).astype(x.dtype)
-        return hit / xp.maximum(xp.sum(hit, axis=axis, keepdims=True), 1)  # nan in x: no entry is equal
+        hit = xp.equal(x, y)
+        if xp is np:
+            return hit, np.maximum(np.add.reduce(hit, axis, x.dtype, keepdims=True), 1)  # 0 where x holds nan
+        return hit, xp.maximum(xp.sum(hit, axis=axis, keepdims=True, dtype=x.dtype), 1)
 
     def vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: Axes, keepdims: bool) -> tuple:
-        return (spread(xp, dy, axis, keepdims) * share(xp, saved, axis),)
+        hit, count = share(xp, saved, axis)
+        return (spread(xp, dy, axis, keepdims) / count * hit,)
 
     def jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) -> Any:
-        return xp.sum(dx[0] * share(xp, saved, axis), axis=_behind(axis), keepdims=keepdims)
+        hit, count = share(xp, saved, axis)
+        return xp.sum(dx[0] * hit / count, axis=_behind(axis), keepdims=keepdims)
 
     return {"forward": forward, "vjp": vjp, "jvp": jvp}
 
@@ -147,8 +166,12 @@ _mean = Op(
     batch=reduction_batch("mean"),
 )
 _prod = Op("prod", forward=_prod_forward, vjp=_prod_vjp, jvp=_prod_jvp, batch=reduction_batch("prod"))
-_max = Op("max", check=_check_nonempty("max"), batch=reduction_batch("max"), **_extremum_rules("max"))
-_min = Op("min", check=_check_nonempty("min"), batch=reduction_batch("min"), **_extremum_rules("min"))
+_max = Op(
+    "max", check=_check_nonempty("max"), batch=reduction_batch("max"), **_extremum_rules("max", np.maximum.reduce)
+)
+_min = Op(
+    "min", check=_check_nonempty("min"), batch=reduction_batch("min"), **_extremum_rules("min", np.minimum.reduce)
+)
 _cumsum = Op(
     "cumsum",
     forward=_cumsum_forward,
