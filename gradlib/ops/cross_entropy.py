@@ -14,25 +14,23 @@ from functools import partial
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from ..capture import effect
 from ..jacobian.blocks import RowGradient
 from ..op import Op, describe, shape_of, total
 from ..trace import Namespace, Traced
 from .arithmetic import multiply
 from .batching import Mixed, Tag
-from .softmax import log_softmax, softmax
+from .softmax import largest, log_softmax, smallest, softmax
 
 
 def _forward(
-    xp: Any, x: Any, labels: Any, *, reduction: str, ignore_index: int | None, label_smoothing: float
+    xp: Any, logits: Any, labels: Any, *, reduction: str, ignore_index: int | None, label_smoothing: float
 ) -> tuple:
-    valid, one = None, xp.ones((), x.dtype)
+    valid, one = None, xp.ones((), logits.dtype)
     if ignore_index is not None:
         valid = xp.not_equal(labels, ignore_index)
         labels = xp.where(valid, labels, 0)
-    rows, g = (_traced_rows if type(xp) is Namespace else _one_pass)(xp, x, labels, label_smoothing)
+    rows, g = (_traced_rows if type(xp) is Namespace else _one_pass)(xp, logits, labels, label_smoothing)
     if valid is not None:
         rows = xp.where(valid, rows, 0)
         g = xp.where(xp.expand_dims(valid, -1), g, 0)
@@ -42,25 +40,27 @@ def _forward(
     loss = total(xp, rows, axes)
     if reduction == "sum":
         return loss, (g, one)
-    count = one * rows.size if valid is None else total(xp, valid.astype(x.dtype), axes)
+    count = one * rows.size if valid is None else total(xp, valid.astype(logits.dtype), axes)
     return loss / count, (g, count)
 
 
 def _one_pass(xp: Any, x: Any, labels: Any, smoothing: float) -> tuple[Any, Any]:
     """Row losses (...) and gradients (..., C) from one exponential of the logits."""
     shape, classes = x.shape, x.shape[-1]
-    x, labels = x.reshape((-1, classes)), labels.reshape(-1)
-    at = (xp.arange(labels.size), labels)
-    shifted = x - xp.maximum(x.max(axis=1, keepdims=True), float(np.finfo(x.dtype).min))
+    x = xp.ascontiguousarray(x.reshape((-1, classes)))
+    at = xp.arange(0, x.size, classes) + labels.reshape(-1)  # where the labels' logits lie in memory
+    shifted = x - xp.maximum(largest(xp, x, 1), smallest(x.dtype))
     g = xp.exp(shifted)
-    sums = total(xp, g, 1)
-    sums = xp.where(sums == 0, 1, sums)  # 0 only where every logit is -inf
-    rows = xp.log(sums) - shifted[at]
-    g /= sums[:, None]
-    g[at] -= 1 - smoothing
+    sums = total(xp, g, 1, keepdims=True)
+    if not bool(sums.all()):
+        sums = xp.where(sums == 0, 1, sums)  # 0 where every logit is -inf
+    logs = xp.log(sums).reshape(-1)
+    rows = logs - shifted.reshape(-1)[at]
+    g /= sums
+    g.reshape(-1)[at] -= 1 - smoothing
     if smoothing:
         # Σ_c (logsumexp - x_c) / C; a masked class (-inf) makes it infinite, as it should
-        rows = (1 - smoothing) * rows + smoothing * (xp.log(sums) - shifted.mean(axis=1))
+        rows = (1 - smoothing) * rows + smoothing * (logs - shifted.mean(axis=1))
         g -= smoothing / classes
     return rows.reshape(shape[:-1]), g.reshape(shape)
 

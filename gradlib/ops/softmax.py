@@ -11,6 +11,7 @@ Source: Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp a
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,19 @@ from .nondiff import stopped
 
 def _shifted(xp: Any, x: Any, axis: int) -> tuple[Any, Any]:
     """x - m and m = max x, at least the smallest finite number, so that x - m is never nan."""
-    m = xp.maximum(stopped(xp.max(x, axis=axis, keepdims=True)), float(np.finfo(x.dtype).min))
+    m = xp.maximum(stopped(largest(xp, x, axis)), smallest(x.dtype))
     return x - m, m
+
+
+def largest(xp: Any, x: Any, axis: int) -> Any:
+    """max x along `axis`, kept with size 1."""
+    return np.maximum.reduce(x, axis, keepdims=True) if xp is np else xp.max(x, axis=axis, keepdims=True)
+
+
+@cache
+def smallest(dtype: Any) -> float:
+    """The smallest finite number of a dtype."""
+    return float(np.finfo(dtype).min)
 
 
 def _softmax_forward(xp: Any, x: Any, *, axis: int) -> tuple:
