@@ -3,9 +3,10 @@
     word(e) = Philox4x32-10(counter = (lo e/4, hi e/4, lo c, hi c), key = (lo s, hi s))[e % 4]
     y = x (word >= rate 2^32) / (1 - rate),   dx = dy (the same mask) / (1 - rate)
 
-Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". Access: a thread computes one Philox block, so 4
-elements, and moves them 16 bytes at a time; it keeps its mask in registers and walks the stack. Seed and counter are read
-from the device's memory, so the host never waits for them and a captured launch draws a new mask when the counter moves.
+Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". Access: a thread computes one Philox block,
+so 4 elements, and moves 16 bytes at a time; it keeps its mask in registers and walks the stack. Seed and counter are
+read from the device's memory, so the host never waits for them and a captured launch draws a new mask when the counter
+moves.
 """
 
 from .intrinsics import cuda, device, int32, int64, pointer, tile_access, uint32, uint64
@@ -96,19 +97,21 @@ def _masked(xp, x, seed, counter, V, rate):
 
 def _forward(xp, x, seed, counter, *, rate):
     y = _masked(xp, x, seed, counter, 1, rate)
-    # The counter is copied: its owner goes on counting in place.
-    return NotImplemented if y is NotImplemented else (y, (seed, counter.copy()))
+    if y is NotImplemented:
+        return NotImplemented
+    # The counter is copied: its owner goes on counting in place. The last is there for its shape, and holds no memory.
+    return y, (seed, counter.copy(), xp.broadcast_to(xp.zeros((), x.dtype), x.shape))
 
 
 def _vjp(xp, saved, dy, need, *, rate):
     if not need[0]:
         return None, None, None
-    dx = _masked(xp, dy, *saved, dy.shape[0], rate)
+    dx = _masked(xp, dy, *saved[:2], dy.shape[0], rate)
     return NotImplemented if dx is NotImplemented else (dx, None, None)
 
 
 def _jvp(xp, saved, dx, *, rate):
-    return NotImplemented if dx[0] is None else _masked(xp, dx[0], *saved, dx[0].shape[0], rate)
+    return NotImplemented if dx[0] is None else _masked(xp, dx[0], *saved[:2], dx[0].shape[0], rate)
 
 
-dropout = _dropout = Kernel(_forward, _vjp, _jvp)
+dropout = Kernel(_forward, _vjp, _jvp)

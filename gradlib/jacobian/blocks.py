@@ -10,6 +10,7 @@ its structure. Every class has
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -69,22 +70,21 @@ class DiagonalLowRank(Block):
 
 
 class RowGradient(Block):
-    """y = one number a row of x along `axis`: ∂y_n/∂x_nc = g_nc (logsumexp). y has the shape of x without the axis."""
+    """One number for each row of x, along `axes`: ∂y_n/∂x_nc = g_nc (sums, logsumexp, losses). g has x's shape."""
 
-    def __init__(self, g: Any, axis: int, keepdims: bool = False) -> None:
+    def __init__(self, g: Any, axes: tuple[int, ...], keepdims: bool = False) -> None:
         self.g = self.like = g
-        self.axis, self.keepdims = axis, keepdims
+        self.axes, self.keepdims = axes, keepdims
         self.x_shape = g.shape
-        rest = (1,) if keepdims else ()
-        self.y_shape = (*g.shape[:axis], *rest, *g.shape[axis + 1 :])
+        kept = [1 if i in axes else n for i, n in enumerate(g.shape)]
+        self.kept = tuple(kept)
+        self.y_shape = self.kept if keepdims else tuple(n for i, n in enumerate(g.shape) if i not in axes)
 
     def vjp(self, dy: Any) -> Any:
-        if not self.keepdims:
-            dy = array_module(self.g).expand_dims(dy, self.axis + 1)
-        return dy * self.g
+        return dy.reshape((dy.shape[0], *self.kept)) * self.g
 
     def jvp(self, dx: Any) -> Any:
-        return (dx * self.g).sum(axis=self.axis + 1, keepdims=self.keepdims)
+        return (dx * self.g).sum(axis=tuple(a + 1 for a in self.axes), keepdims=self.keepdims)
 
 
 class SharedDense(Block):
@@ -104,16 +104,50 @@ class SharedDense(Block):
 
 
 class Kronecker(Block):
-    """y = (x @ w) * d seen from w (K, N): ∂y_bn/∂w_kj = x_bk δ_nj d_bn, the Kronecker product x ⊗ I. x (B, K)."""
+    """y = (x @ w) * d seen from w (K, N): ∂y_bn/∂w_kj = x_bk δ_nj d_bn, the Kronecker product x ⊗ I. x (..., K)."""
 
     def __init__(self, x: Any, n: int, d: Any = None) -> None:
         self.x, self.d = x, d
         self.like = x
-        self.x_shape, self.y_shape = (x.shape[1], n), (x.shape[0], n)
+        self.x_shape, self.y_shape = (x.shape[-1], n), (*x.shape[:-1], n)
 
     def vjp(self, dy: Any) -> Any:
-        return self.x.T @ (dy if self.d is None else dy * self.d)
+        dz = dy if self.d is None else dy * self.d
+        rows = prod(self.y_shape[:-1])
+        return self.x.reshape((rows, self.x.shape[-1])).T @ dz.reshape((dz.shape[0], rows, self.y_shape[-1]))
 
     def jvp(self, dx: Any) -> Any:
-        y = self.x @ dx
+        rows = prod(self.y_shape[:-1])
+        y = (self.x.reshape((rows, self.x.shape[-1])) @ dx).reshape((dx.shape[0], *self.y_shape))
         return y if self.d is None else y * self.d
+
+
+class RepeatedDiagonal(Block):
+    """x (N,) added to every row of y (..., N): ∂y_bn/∂x_j = δ_nj d_bn, d (..., N) or None for 1 (a bias)."""
+
+    def __init__(self, like: Any, y_shape: tuple[int, ...], d: Any = None) -> None:
+        self.like, self.d = like, d
+        self.x_shape, self.y_shape = y_shape[-1:], y_shape
+
+    def vjp(self, dy: Any) -> Any:
+        return (dy if self.d is None else dy * self.d).sum(axis=tuple(range(1, dy.ndim - 1)))
+
+    def jvp(self, dx: Any) -> Any:
+        dx = dx.reshape((dx.shape[0], *(1,) * (len(self.y_shape) - 1), *self.x_shape))
+        wide = array_module(self.like).broadcast_to(dx, (dx.shape[0], *self.y_shape))
+        return wide if self.d is None else wide * self.d
+
+
+class ByRules(Block):
+    """Any op's input, by the op's own rules: for structures that have no class here."""
+
+    def __init__(self, like: Any, shapes: tuple, vjp: Callable[..., Any], jvp: Callable[..., Any]) -> None:
+        self.like = like
+        self.x_shape, self.y_shape = shapes
+        self._vjp, self._jvp = vjp, jvp
+
+    def vjp(self, dy: Any) -> Any:
+        return self._vjp(dy)
+
+    def jvp(self, dx: Any) -> Any:
+        return self._jvp(dx)

@@ -93,7 +93,9 @@ def _jvp(xp: Any, saved: tuple, dx: tuple, *, reduction: str, **static: Any) -> 
 
 
 def _block(xp: Any, saved: tuple, i: int, *, reduction: str, **static: Any) -> Any:
-    return RowGradient(_scaled(saved, reduction), saved[0].ndim - 1) if i == 0 and reduction == "none" else None
+    last = saved[0].ndim - 1
+    axes = (last,) if reduction == "none" else tuple(range(last + 1))
+    return RowGradient(_scaled(saved, reduction), axes) if i == 0 else None
 
 
 def _batch(tags: tuple, shapes: tuple, static: dict) -> Any:

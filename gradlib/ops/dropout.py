@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..capture import effect
+from ..jacobian.blocks import Diagonal
 from ..op import Op, describe
 from ..trace import Namespace, module_of, raw
 
@@ -69,7 +70,7 @@ class _Shaped:
 
 def _forward(xp: Any, x: Any, seed: Any, counter: Any, *, rate: float) -> tuple:
     counter = counter.copy()  # the generator goes on counting in place
-    saved = (seed, counter)
+    saved = (seed, counter, xp.broadcast_to(xp.zeros((), x.dtype), x.shape))  # the last one only for its shape
     return x * _scale(xp, x, saved, rate), saved
 
 
@@ -81,11 +82,16 @@ def _jvp(xp: Any, saved: tuple, dx: tuple, *, rate: float) -> Any:
     return dx[0] * _scale(xp, _Shaped(dx[0]), saved, rate)
 
 
+def _block(xp: Any, saved: tuple, i: int, *, rate: float) -> Any:
+    return Diagonal(_scale(xp, saved[2], saved, rate)) if i == 0 else None
+
+
 _dropout = Op(
     "dropout",
     forward=_forward,
     vjp=_vjp,
     jvp=_jvp,
+    block=_block,
     batch=lambda tags, shapes, static: tags[0],
 )
 

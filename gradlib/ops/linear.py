@@ -11,7 +11,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from ..jacobian.blocks import Kronecker, SharedDense
+from ..jacobian.blocks import ByRules, Kronecker, RepeatedDiagonal, SharedDense
 from ..op import Op, describe, shape_of, total
 from ..trace import Namespace, Traced
 from .activations import ACTIVATIONS, activate, slope
@@ -96,11 +96,13 @@ def _vjp_each(xp: Any, saved: tuple, dy: Any, need: tuple, axis: int, *, activat
 
 
 def _block(xp: Any, saved: tuple, i: int, *, activation: str | None) -> Any:
-    x, w, b, z, y = saved
+    x, w, _, z, y = saved
     d = None if activation is None else slope(xp, activation, z, y)
     if i == 0:
         return SharedDense(w, x.shape[:-1], d)
-    return Kronecker(x, w.shape[1], d) if i == 1 and x.ndim == 2 else None
+    if i == 1:
+        return Kronecker(x, w.shape[1], d)
+    return RepeatedDiagonal(w, (*x.shape[:-1], w.shape[1]), d)
 
 
 def _batch(tags: tuple, shapes: tuple, static: dict) -> Any:
@@ -142,7 +144,23 @@ def _csr_jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None) -> Any
     return _dz(xp, parts[0] if len(parts) == 1 else parts[0] + parts[1], z, y, activation)
 
 
-_csr_linear = Op("csr_linear", forward=_csr_forward, vjp=_csr_vjp, jvp=_csr_jvp)
+def _csr_block(xp: Any, saved: tuple, i: int, *, activation: str | None) -> Any:
+    """Of data, w and b: the sparse products themselves, since their structure is the pattern's."""
+    data, _, indptr, w, b, _, _ = saved
+    shape = {0: data.shape, 3: w.shape, 4: w.shape[1:]}.get(i)
+    if shape is None:
+        return None
+    count = 4 if b is None else 5
+    need = tuple(j == i for j in range(count))
+    return ByRules(
+        w,
+        (shape, (indptr.shape[0] - 1, w.shape[1])),
+        lambda dy: _csr_vjp(xp, saved, dy, need, activation=activation)[i],
+        lambda dx: _csr_jvp(xp, saved, tuple(dx if n else None for n in need), activation=activation),
+    )
+
+
+_csr_linear = Op("csr_linear", forward=_csr_forward, vjp=_csr_vjp, jvp=_csr_jvp, block=_csr_block)
 
 
 def linear(x: Any, w: Any, b: Any = None, *, activation: str | None = None) -> Any:

@@ -107,7 +107,7 @@ def _logsumexp_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int, keepdims: boo
 
 
 def _logsumexp_block(xp: Any, saved: tuple, i: int, *, axis: int, keepdims: bool) -> Any:
-    return RowGradient(_probabilities(xp, saved, axis, keepdims), axis, keepdims)
+    return RowGradient(_probabilities(xp, saved, axis, keepdims), (axis,), keepdims)
 
 
 def _axis_batch(name: str) -> Any:
