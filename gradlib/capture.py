@@ -48,6 +48,11 @@ def slots_in(x: Any) -> list[Slot]:
     return [x] if type(x) is Slot else []
 
 
+def concrete(x: Any) -> Any:
+    """Arguments with the arrays inside recorded values."""
+    return tree_of(x, lambda v: v.value if type(v) is Traced else v)
+
+
 class Recorder(Trace):
     """The trace of one capture: a list of calls, with arrays known by identity."""
 
@@ -82,24 +87,26 @@ class Recorder(Trace):
 
     def run(self, op: Op, rule: str, *args: Any, **static: Any) -> Any:
         """A whole rule on concrete arrays, recorded; its results are wrapped."""
-        concrete = tree_of(args, lambda x: x.value if type(x) is Traced else x)
-        module, _ = find_module(op.name, _leaves(concrete))
+        module, _ = find_module(op.name, _leaves(concrete(args)))
+        direct = module is np and not SIMULATING.get()
+        return self.call(getattr(op, rule) if direct else partial(op.run, rule), (module, *args), static)
+
+    def call(self, function: Callable[..., Any], args: tuple, static: dict[str, Any]) -> Any:
+        """Any function of arrays in nested tuples, recorded; its results are wrapped."""
         token = RECORDER.set(None)
         try:
-            result = op.run(rule, module, *concrete, **static)
+            result = function(*concrete(args), **static)
         finally:
             RECORDER.reset(token)
         wrapped = tree_of(result, lambda x: self.wrap(x) if array_module(x) is not None else x)
-        direct = module is np and not SIMULATING.get()
-        function = getattr(op, rule) if direct else partial(op.run, rule)
-        self.calls.append(Call(function, (module, *self.template(args)), static, self.template(wrapped)))
+        self.calls.append(Call(function, self.template(args), static, self.template(wrapped)))
         return wrapped
 
     def effect(self, action: Callable[..., None], args: tuple) -> None:
         """Do something for its effect, now and at every replay."""
         token = RECORDER.set(None)
         try:
-            action(*tree_of(args, lambda x: x.value if type(x) is Traced else x))
+            action(*concrete(args))
         finally:
             RECORDER.reset(token)
         self.calls.append(Call(action, self.template(args), {}, None))
@@ -127,7 +134,8 @@ def effect(action: Callable[..., None], *args: Any) -> None:
 
 def compile_program(recorder: Recorder, inputs: list[int], outputs: Any) -> Callable[..., Any]:
     """The recorded calls that matter, as one Python function of the input slots."""
-    needed, kept = set(slots_in(outputs)), []
+    needed: set[int] = set(slots_in(outputs))
+    kept: list[Call] = []
     for call in reversed(recorder.calls):
         if call.result is None or needed.intersection(slots_in(call.result)):
             kept.insert(0, call)

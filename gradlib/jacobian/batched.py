@@ -16,8 +16,10 @@ from .. import tree
 from ..op import describe, shape_of
 from ..ops.batching import UNKNOWN, Tag
 from ..trace import Trace, Traced, module_of
-from ..transforms import Outputs, check_float, pick
+from ..transforms import Outputs, check_float, owned, pick
+from .chain import plain_chain
 from .dense import check_mode, in_chunks
+from .plan import structured
 from .samples import pull_samples, push_samples, sample_units
 from .tags import check_output, follow, probe
 
@@ -32,10 +34,8 @@ class Batched:
         paths = tree.paths(args)
         self.samples = _batch_size(name, leaves, owner, axes, paths)
         self.trace = Trace(self.samples)
-        self.leaves: list[Any] = []
-        self.slots: list[int] = []
-        self.shared: list[bool] = []
         tags: dict[int, Any] = {}
+        chosen: list[tuple] = []  # (place among the wanted, leaf, slot, shared)
         inputs: list[Any] = []
         for x, i, path in zip(leaves, owner, paths, strict=True):
             if i in wanted:
@@ -48,9 +48,9 @@ class Batched:
             if axes[i] == 0:
                 tags[traced.slot] = Tag(-len(x.shape), 1)
             if i in wanted:
-                self.leaves.append(x)
-                self.slots.append(traced.slot)
-                self.shared.append(axes[i] is None)
+                chosen.append((wanted.index(i), x, traced.slot, axes[i] is None))
+        chosen.sort(key=lambda c: c[0])
+        self.leaves, self.slots, self.shared = ([c[k] for c in chosen] for k in (1, 2, 3))
         try:
             self.outputs = Outputs(name, self.trace, f(*tree.unflatten(structure, inputs), **kw))
         finally:
@@ -130,7 +130,7 @@ def _forward(call: Batched, chunk_size: int | None) -> list[list[Any]]:
         xp, at, row = module_of(d), 0, []
         for x, n in zip(call.leaves, sizes, strict=True):
             part = xp.ascontiguousarray(xp.moveaxis(d[at : at + n], 0, -1))
-            row.append(part.reshape(*part.shape[:-1], *x.shape[1:]))
+            row.append(part.reshape((*part.shape[:-1], *x.shape[1:])))
             at += n
         rows.append(row)
     return rows
@@ -162,7 +162,10 @@ def batch_jacobian(
 
     f works on the whole batch and is called once. `in_axes` says for each argument whether its first axis is the
     batch (0) or it is shared by all samples (None); a shared argument named by `argnums` gives (B, *out, *param).
-    `mode`: "rev", "fwd" or "auto"; `chunk_size` bounds the rows (or columns) swept at once.
+    Where the graph is a chain (no value of an earlier layer is used again later), it is a product of structured
+    blocks, multiplied in the cheapest order and in pieces of the batch. `mode`: "auto" and "mixed" choose the order,
+    "rev" goes from the outputs to the inputs, "fwd" from the inputs to the outputs. `chunk_size` bounds the rows (or
+    columns) swept at once.
 
     Raises ValueError when f mixes samples (a mean over the batch, say), naming the operation, and when a result
     lacks the batch axis.
@@ -185,6 +188,10 @@ def batch_jacobian(
         entries_in = sum(prod(x.shape[1:]) for x in call.leaves)
         entries_out = sum(prod(y.shape[1:]) for y in call.outputs.values)
         forward = mode == "fwd" or (mode == "auto" and entries_in < entries_out)
+        segments = None if chunk_size is not None else plain_chain(call)
+        if segments is not None:
+            j = structured(segments, call.leaves[0], call.outputs.values[0], mode)
+            return tree.unflatten(call.outputs.structure, [call.rebuild([j])[0]])
         if any(call.shared) or not call.samples:
             if mode == "fwd" and any(call.shared):
                 raise ValueError("batch_jacobian: mode 'fwd' does not take shared arguments; use 'rev' or 'auto'")
@@ -223,7 +230,7 @@ def per_sample_grad(loss: Callable[..., Any], argnums: int | tuple[int, ...] = 0
                     f"got {', '.join(map(describe, call.outputs.values))}"
                 )
         ones = [module_of(y).ones((1, *y.shape), y.dtype) for y in call.outputs.values]
-        trees = call.rebuild([d[0] for d in pull_samples(call, ones)])
+        trees = call.rebuild([d[0] for d in owned(pull_samples(call, ones), [])])
         return tuple(trees) if isinstance(argnums, tuple) else trees[0]
 
     return wrapped

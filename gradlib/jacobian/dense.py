@@ -10,9 +10,9 @@ from typing import Any
 from .. import tree
 from ..op import shape_of
 from ..trace import module_of
-from ..transforms import Outputs, Primals, grad, pick, pull, push, run
+from ..transforms import Outputs, Primals, grad, owned, pick, pull, push, run
 
-MODES = ("auto", "fwd", "rev")
+MODES = ("auto", "fwd", "rev", "mixed")
 
 
 def check_mode(name: str, mode: str, chunk_size: int | None) -> None:
@@ -37,9 +37,9 @@ def unit_stacks(leaves: list[Any], start: int, stop: int) -> list[Any]:
 
 
 def in_chunks(total: int, chunk_size: int | None, sweep: Callable[[int, int], list[Any]]) -> list[Any]:
-    """The stacks of sweep(0, total), in pieces of at most `chunk_size` joined along the stack axis."""
+    """The stacks of sweep(0, total), in pieces of at most `chunk_size` joined along the stack axis; all our own."""
     if chunk_size is None or total <= chunk_size:
-        return sweep(0, total)
+        return owned(sweep(0, total), [])
     pieces = [sweep(at, min(at + chunk_size, total)) for at in range(0, total, chunk_size)]
     return [module_of(parts[0]).concatenate(parts) for parts in zip(*pieces, strict=True)]
 
@@ -49,7 +49,7 @@ def _split(stacks: list[Any], leaves: list[Any]) -> list[list[Any]]:
     result, at = [], 0
     for x in leaves:
         n = prod(shape_of(x))
-        result.append([s[at : at + n].reshape(*shape_of(x), *s.shape[1:]) for s in stacks])
+        result.append([s[at : at + n].reshape((*shape_of(x), *s.shape[1:])) for s in stacks])
         at += n
     return result
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..jacobian.blocks import Kronecker, SharedDense
 from ..op import Op, describe, normalize_axis, shape_of, unbroadcast
 from ..trace import HANDLERS, lose_trace, module_of
 from .arithmetic import multiply
@@ -96,7 +97,14 @@ def _batch(tags: tuple, shapes: tuple, static: dict) -> Any:
     return a or b
 
 
-_matmul = Op("matmul", check=_check, forward=_forward, vjp=_vjp, jvp=_jvp, batch=_batch)
+def _block(xp: Any, saved: tuple, i: int) -> Any:
+    a, b = saved
+    if b.ndim != 2:
+        return None
+    return SharedDense(b, a.shape[:-1]) if i == 0 else Kronecker(a, b.shape[1])
+
+
+_matmul = Op("matmul", check=_check, forward=_forward, vjp=_vjp, jvp=_jvp, block=_block, batch=_batch)
 
 
 def matmul(a: Any, b: Any) -> Any:
@@ -231,11 +239,11 @@ def _expand_dots(terms: list[str], out: str | None, args: list[Any]) -> tuple[li
 
 
 def einsum(subscripts: Any, *operands: Any, out: Any = None, optimize: Any = False) -> Any:
-    """np.einsum with a subscript string: any letters, '...', repeated and summed letters."""
+    """np.einsum: any letters, '...', repeated and summed letters; or arrays and lists of axis numbers in turn."""
     if out is not None:
         raise lose_trace("einsum: out=", "use the result instead")
     if not isinstance(subscripts, str):
-        raise NotImplementedError("einsum: on a traced array give the subscripts as a string, 'ij,jk->ik'")
+        subscripts, operands = _lettered((subscripts, *operands))
     left, arrow, result = subscripts.replace(" ", "").partition("->")
     terms, args = left.split(","), list(operands)
     if len(terms) != len(args):
@@ -252,6 +260,14 @@ def einsum(subscripts: Any, *operands: Any, out: Any = None, optimize: Any = Fal
         if alone:
             args[i], terms[i] = sum_(args[i], alone), "".join(c for c in terms[i] if c in elsewhere)
     return _einsum(*args, terms=tuple(terms), out=result)
+
+
+def _lettered(given: tuple) -> tuple[str, tuple]:
+    """The string form of einsum(x, [0, 1], y, [1, 2], [0, 2])."""
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    terms = ["".join("..." if i is Ellipsis else letters[i] for i in axes) for axes in given[1::2]]
+    out = "->" + "".join("..." if i is Ellipsis else letters[i] for i in given[-1]) if len(given) % 2 else ""
+    return ",".join(terms) + out, given[: len(terms) * 2 : 2]
 
 
 def _distinct(term: str, x: Any) -> tuple[str, Any]:

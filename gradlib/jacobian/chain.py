@@ -1,0 +1,338 @@
+"""The recorded function as a chain of blocks, sample by sample: x -> v_1 -> … -> y.
+
+A value that every path from x to y passes cuts the graph; what lies between two cuts is a segment. A segment of one op
+that knows its Jacobian's structure is applied by it, any other by the rules of its ops. Stacks are held sample by
+sample, (B, V, n), so that the last product of a reverse sweep is the result (B, *out, *in) itself.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..device import array_module
+from ..op import Unit
+from ..ops.batching import Tag
+from ..sweep import accumulate, call_vjp, take_cotangent
+from ..trace import Namespace, Node, Traced, module_of, namespace
+from .blocks import Diagonal, DiagonalLowRank, SharedDense
+
+if TYPE_CHECKING:
+    from .batched import Batched
+
+
+class Segment:
+    """A part of the chain. `x`, `y`: shapes of one sample; `n_in`, `n_out`: their sizes.
+
+    Every method works on the samples `at` (a slice), and writes into `out` where one is given.
+    """
+
+    kind = "rules"
+    whole_batch = False  # whether it must be given all samples at once
+
+    def __init__(self, x: tuple[int, ...], y: tuple[int, ...]) -> None:
+        self.x, self.y = x, y
+        self.n_in, self.n_out = prod(x), prod(y)
+
+    def back(self, m: Any, at: slice, out: Any = None) -> Any:
+        """(B, V, n_out) -> (B, V, n_in): each row times the Jacobian."""
+        raise NotImplementedError
+
+    def ahead(self, m: Any, at: slice, out: Any = None) -> Any:
+        """(B, V, n_in) -> (B, V, n_out): the Jacobian times each row."""
+        raise NotImplementedError
+
+    def dense(self, at: slice, like: Any) -> Any:
+        """The Jacobian (B, n_out, n_in); by default by applying it to unit vectors."""
+        return self.back(_units(like, at, self.n_out), at)
+
+    def arrays(self) -> tuple:
+        """All arrays it holds, in nested tuples; `with_arrays` is the same segment on others."""
+        raise NotImplementedError
+
+    def with_arrays(self, arrays: tuple) -> Segment:
+        raise NotImplementedError
+
+    def dense_flops(self) -> float:
+        """Operations to write the Jacobian of one sample down."""
+        return self.flops() * self.n_out
+
+    def flops(self) -> float:
+        """Operations to apply it to one row of one sample."""
+        raise NotImplementedError
+
+
+def _units(like: Any, at: slice, n: int) -> Any:
+    """The unit vectors of size n for every sample: (B, n, n), one matrix seen B times."""
+    xp = module_of(like)
+    return xp.broadcast_to(xp.eye(n, dtype=like.dtype), (len(range(*at.indices(like.shape[0]))), n, n))
+
+
+class DiagonalSegment(Segment):
+    """An elementwise op."""
+
+    kind = "diagonal"
+
+    def __init__(self, block: Diagonal) -> None:
+        super().__init__(block.d.shape[1:], block.d.shape[1:])
+        self.d = block.d.reshape((block.d.shape[0], self.n_in))
+
+    def back(self, m: Any, at: slice, out: Any = None) -> Any:
+        return module_of(m).multiply(m, self.d[at, None, :], out=out)
+
+    ahead = back
+
+    def arrays(self) -> tuple:
+        return (self.d,)
+
+    def with_arrays(self, arrays: tuple) -> Segment:
+        return replaced(self, d=arrays[0])
+
+    def flops(self) -> float:
+        return self.n_in
+
+
+class LinearSegment(Segment):
+    """y = act(x @ w): one matrix for all samples, then a diagonal."""
+
+    kind = "shared matrix"
+
+    def __init__(self, block: SharedDense) -> None:
+        super().__init__(block.x_shape[1:], block.y_shape[1:])
+        self.w, self.samples = block.w, block.x_shape[0]
+        self.rows = prod(self.x[:-1])
+        self.d = None if block.d is None else block.d.reshape((self.samples, self.n_out))
+
+    def back(self, m: Any, at: slice, out: Any = None) -> Any:
+        return self._product(m if self.d is None else m * self.d[at, None, :], self.w.T, out)
+
+    def ahead(self, m: Any, at: slice, out: Any = None) -> Any:
+        if self.d is None:
+            return self._product(m, self.w, out)
+        y = self._product(m, self.w, None)
+        return module_of(m).multiply(y, self.d[at, None, :], out=y if out is None else out)
+
+    def _product(self, m: Any, w: Any, out: Any) -> Any:
+        b, v = m.shape[:2]
+        shape = (b, v, self.rows * w.shape[1])
+        if out is not None:
+            out = out.reshape((b * v * self.rows, w.shape[1]))
+        return module_of(m).matmul(m.reshape((b * v * self.rows, w.shape[0])), w, out=out).reshape(shape)
+
+    def dense(self, at: slice, like: Any) -> Any:
+        if self.rows != 1:
+            return super().dense(at, like)
+        xp, b = module_of(like), len(range(*at.indices(self.samples)))
+        if self.d is None:
+            return xp.broadcast_to(self.w.T, (b, self.n_out, self.n_in))
+        return self.w.T * self.d[at, :, None]
+
+    def dense_flops(self) -> float:
+        return super().dense_flops() if self.rows != 1 else 0.0 if self.d is None else self.n_in * self.n_out
+
+    def arrays(self) -> tuple:
+        return self.w, self.d
+
+    def with_arrays(self, arrays: tuple) -> Segment:
+        return replaced(self, w=arrays[0], d=arrays[1])
+
+    def flops(self) -> float:
+        return 2.0 * self.rows * self.w.size
+
+
+class RowSegment(Segment):
+    """softmax and its kin: diag(d) - u vᵀ along the last axis."""
+
+    kind = "diagonal - rank one"
+
+    def __init__(self, block: DiagonalLowRank) -> None:
+        super().__init__(block.x_shape[1:], block.y_shape[1:])
+        self.block = block
+
+    def _apply(self, m: Any, at: slice, left: Any, right: Any, out: Any) -> Any:
+        b, v = m.shape[:2]
+        m, axis = m.reshape((b, v, *self.x)), self.block.axis + 1
+        dot = (m * right[at, None]).sum(axis=axis, keepdims=True)
+        y = (m * self.block.d[at, None] - left[at, None] * dot).reshape((b, v, self.n_in))
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    def back(self, m: Any, at: slice, out: Any = None) -> Any:
+        return self._apply(m, at, self.block.v, self.block.u, out)
+
+    def ahead(self, m: Any, at: slice, out: Any = None) -> Any:
+        return self._apply(m, at, self.block.u, self.block.v, out)
+
+    def dense(self, at: slice, like: Any, out: Any = None) -> Any:
+        if len(self.x) != 1:
+            return super().dense(at, like)
+        xp, n = module_of(like), self.n_in
+        u, v = self.block.u[at], self.block.v[at]
+        out = xp.multiply(-u[:, :, None], v[:, None, :], out=out)
+        steps = xp.arange(n)
+        out[:, steps, steps] += self.block.d[at]
+        return out
+
+    def dense_flops(self) -> float:
+        return super().dense_flops() if len(self.x) != 1 else float(self.n_in * self.n_in)
+
+    def arrays(self) -> tuple:
+        return self.block.d, self.block.u, self.block.v
+
+    def with_arrays(self, arrays: tuple) -> Segment:
+        d, u, v = arrays
+        return replaced(self, block=DiagonalLowRank(d, u, v, self.block.axis))
+
+    def flops(self) -> float:
+        return 5.0 * self.n_in
+
+
+class RuleSegment(Segment):
+    """Any ops between two cuts, applied by their rules to the whole batch."""
+
+    whole_batch = True
+
+    def __init__(self, call: Batched, nodes: list[Node], start: int, end: int) -> None:
+        shapes = call.trace.outs
+        super().__init__(shapes[start][0][1:], shapes[end][0][1:])
+        self.call, self.nodes, self.start, self.end = call, nodes, start, end
+        self.inside = {start}
+        for node in nodes:
+            self.inside.update(range(node.slot, node.slot + max(node.outputs, 1)))
+        self.work = float(sum(prod(shapes[s][0]) for s in self.inside)) / max(call.samples, 1)
+
+    def back(self, m: Any, at: slice, out: Any = None) -> Any:
+        trace, xp = self.call.trace, module_of(m)
+        cotangents: list[Any] = [None] * len(trace.outs)
+        cotangents[self.end] = self._stack_first(m, self.y)
+        for node in reversed(self.nodes):
+            dy = take_cotangent(trace, node, cotangents)
+            if dy is None or node.op.vjp is None:
+                continue
+            need = tuple(p in self.inside for p in node.parents)
+            for slot, wanted, dx in zip(node.parents, need, call_vjp(node, dy, need), strict=True):
+                if wanted and dx is not None:
+                    accumulate(trace, cotangents, slot, dx)
+        return self._sample_first(cotangents[self.start], m, self.n_in, xp)
+
+    def ahead(self, m: Any, at: slice, out: Any = None) -> Any:
+        trace, xp = self.call.trace, module_of(m)
+        tangents: dict[int, Any] = {self.start: self._stack_first(m, self.x)}
+        for node in self.nodes:
+            dx = tuple(tangents.get(p) for p in node.parents)
+            if node.op.jvp is None or all(d is None for d in dx):
+                continue
+            dy = node.op.run("jvp", node.xp, node.saved, dx, **node.static)
+            for i, part in enumerate(dy if node.outputs else (dy,)):
+                tangents[node.slot + i] = part.astype(trace.outs[node.slot + i][1], copy=False)
+        return self._sample_first(tangents.get(self.end), m, self.n_out, xp)
+
+    def _stack_first(self, m: Any, shape: tuple[int, ...]) -> Any:
+        return m.swapaxes(0, 1).reshape((m.shape[1], m.shape[0], *shape))
+
+    def _sample_first(self, d: Any, m: Any, n: int, xp: Any) -> Any:
+        b, v = m.shape[:2]
+        return xp.zeros((b, v, n), m.dtype) if d is None else d.reshape((v, b, n)).swapaxes(0, 1)
+
+    def arrays(self) -> tuple:
+        return tuple(node.saved for node in self.nodes)
+
+    def with_arrays(self, arrays: tuple) -> Segment:
+        return replaced(self, nodes=[_with_saved(n, saved) for n, saved in zip(self.nodes, arrays, strict=True)])
+
+    def flops(self) -> float:
+        return 4.0 * self.work  # a few operations an entry; products inside are not seen
+
+
+def chain_of(call: Batched) -> list[Segment] | None:
+    """The segments from the one wanted input to the one result, first to last; None where the graph is no chain."""
+    if len(call.slots) != 1 or call.shared[0] or len(call.outputs.slots) != 1 or call.outputs.slots[0] is None:
+        return None
+    start, end = call.slots[0], call.outputs.slots[0]
+    nodes = _between(call, start, end)
+    if not nodes:
+        return None
+    segments, last, pending = [], start, []
+    for node, cut in zip(nodes, _cuts(call, nodes, start, end), strict=True):
+        pending.append(node)
+        if cut:
+            segments.append(_segment(call, pending, last, node.slot))
+            last, pending = node.slot, []
+    return segments
+
+
+def _with_saved(node: Node, saved: tuple) -> Node:
+    """The node over concrete arrays."""
+    xp = node.xp if not isinstance(node.xp, Unit) else np
+    found = next((array_module(x) for x in saved if array_module(x) not in (None, np)), xp)
+    return Node(node.op, found, node.static, saved, node.parents, node.slot, node.outputs)
+
+
+def replaced(segment: Segment, **attributes: Any) -> Segment:
+    """A copy with some attributes changed."""
+    other = copy(segment)
+    other.__dict__.update(attributes)
+    return other
+
+
+def plain_chain(call: Batched) -> list[Segment] | None:
+    """`chain_of`, for arrays that belong to no outer transform, since its products are written in place.
+
+    Values of a capture are taken: it records the whole product as one call.
+    """
+    for x in (*call.leaves, *call.outputs.values):
+        if not call.samples or (array_module(x) is None and (type(x) is not Traced or x.owner.unit is None)):
+            return None
+    if any(isinstance(node.xp, Namespace) for node in call.trace.nodes):
+        return None
+    return chain_of(call)
+
+
+def _between(call: Batched, start: int, end: int) -> list[Node]:
+    """The nodes on paths from slot `start` to slot `end`."""
+    forward, nodes = {start}, []
+    for node in call.trace.nodes:
+        if node.op.vjp is not None and forward.intersection(node.parents):
+            forward.update(range(node.slot, node.slot + max(node.outputs, 1)))
+            nodes.append(node)
+    wanted, kept = {end}, []
+    for node in reversed(nodes):
+        if wanted.intersection(range(node.slot, node.slot + max(node.outputs, 1))):
+            kept.append(node)
+            wanted.update(p for p in node.parents if p in forward)
+    return kept[::-1]
+
+
+def _cuts(call: Batched, nodes: list[Node], start: int, end: int) -> list[bool]:
+    """For each node whether every later node sees only its result, with the batch axis first."""
+    last = {}
+    for i, node in enumerate(nodes):
+        last.update(dict.fromkeys(node.parents, i))
+    cuts, made = [], {start}
+    for i, node in enumerate(nodes):
+        made.add(node.slot)
+        alone = all(s == node.slot or last.get(s, -1) <= i for s in made)
+        first = call.tags[node.slot] == Tag(-len(call.trace.outs[node.slot][0]), 1)
+        cuts.append(node.slot == end or (alone and first and not node.outputs))
+        if node.outputs:
+            made.update(range(node.slot, node.slot + node.outputs))
+    return cuts
+
+
+def _segment(call: Batched, nodes: list[Node], start: int, end: int) -> Segment:
+    node = nodes[0]
+    if len(nodes) == 1 and node.op.block is not None and list(node.parents).count(start) == 1:
+        xp = namespace(np) if isinstance(node.xp, Unit) else node.xp
+        block = node.op.block(xp, node.saved, list(node.parents).index(start), **node.static)
+        if isinstance(block, Diagonal):
+            return DiagonalSegment(block)
+        if isinstance(block, SharedDense):
+            return LinearSegment(block)
+        if isinstance(block, DiagonalLowRank) and block.axis:
+            return RowSegment(block)
+    return RuleSegment(call, nodes, start, end)
