@@ -12,9 +12,10 @@ from . import nn, optim
 from .anomaly import detect_anomaly
 from .capture import capture
 from .check import check_grads
-from .device import to_device
+from .device import device_info, to_device
 from .jacobian.batched import batch_jacobian, per_sample_grad
 from .jacobian.dense import hessian, jacfwd, jacobian, jacrev
+from .jacobian.operator import JacobianOperator, fisher_vp, ggnvp
 from .ops.cross_entropy import cross_entropy
 from .ops.csr import CSR
 from .ops.dropout import Generator, dropout
@@ -29,6 +30,7 @@ from .transforms import grad, hvp, jvp, linearize, stop_gradient, value_and_grad
 __all__ = [
     "CSR",
     "Generator",
+    "JacobianOperator",
     "batch_jacobian",
     "capture",
     "check_grads",
@@ -36,10 +38,13 @@ __all__ = [
     "cross_entropy",
     "custom_rules",
     "detect_anomaly",
+    "device_info",
     "dropout",
     "elu",
     "erf",
+    "fisher_vp",
     "gelu",
+    "ggnvp",
     "grad",
     "hessian",
     "hvp",

@@ -14,14 +14,12 @@ from gradlib.ops import optim as rules
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _adam(p, g, m, v, rate, c1, c2, beta1, beta2, eps, decay, coupled):
-    # scalars come in the dtype of p, so that float32 stays float32
-    one = p.dtype.type(1)
-    keep = one - decay
+def _adam(p, g, m, v, rate, c1, c2, rest1, rest2, eps, keep, coupled):
+    # rest = 1 - beta and keep = 1 - decay come from float64, rounded once to the dtype of p
     for i in range(p.size):
         d = g[i] + coupled * p[i]
-        a = m[i] + (one - beta1) * (d - m[i])
-        b = v[i] + (one - beta2) * (d * d - v[i])
+        a = m[i] + rest1 * (d - m[i])
+        b = v[i] + rest2 * (d * d - v[i])
         m[i] = a
         v[i] = b
         p[i] = keep * p[i] - rate * (a / c1) / (np.sqrt(b / c2) + eps)
@@ -58,7 +56,7 @@ def adam(
     t, rate = int(step), float(lr)
     decay = rate * weight_decay if decoupled else 0.0
     coupled = 0.0 if decoupled else weight_decay
-    scalars = (rate, 1 - beta1**t, 1 - beta2**t, beta1, beta2, eps, decay, coupled)
+    scalars = (rate, 1 - beta1**t, 1 - beta2**t, 1 - beta1, 1 - beta2, eps, 1 - decay, coupled)
     typed: dict[Any, tuple] = {}
     for p, g, a, b in zip(params, grads, m, v, strict=True):
         if p.dtype not in typed:

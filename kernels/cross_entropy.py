@@ -24,7 +24,7 @@ from .intrinsics import (
     tile_access,
 )
 from .launch import THREADS, Kernel, aligned, blocks, contiguous, cuda_kernel, empty, takes, vector_width
-from .softmax import FILL, GROUPS, finite_shift, group_of
+from .softmax_rows import FILL, GROUPS, division_stack, finite_shift, group_of
 
 NAN = float("nan")
 
@@ -54,7 +54,7 @@ def _pieces(T):
     return loss, slope
 
 
-@cuda_kernel(variants=GROUPS, vector=lambda dtype, lanes, held: held > 1)
+@cuda_kernel(variants=GROUPS, vector=lambda dtype, lanes, held: held > 1, registers=128)
 def held_loss(T, L, R):
     """losses (rows) and g (rows, n) of rows of n <= L * R classes, a group of L lanes a row, R classes a lane."""
     add, largest = reductions(T, L)
@@ -109,7 +109,7 @@ def held_loss(T, L, R):
     return body
 
 
-@cuda_kernel(vector=lambda *key: True)
+@cuda_kernel(vector=lambda *key: True, except_for=division_stack)
 def streamed_loss(T):
     """The same for long rows, a block a row."""
     add, largest = reductions(T, None)
@@ -130,7 +130,7 @@ def streamed_loss(T):
         wide: int32,
     ):
         row, first = int64(cuda.blockIdx.x), int32(cuda.threadIdx.x) * W
-        base, step, label = row * n, int32(cuda.blockDim.x) * W, labels[row]
+        base, label = row * n, labels[row]
         ignored = has_ignore != 0 and label == ignore
         tile = cuda.local.array(W, T)
         m, s, total, count = T(-INFINITY), T(0), T(0), int32(0)
@@ -152,7 +152,7 @@ def streamed_loss(T):
                     total += tile[k] - shift
                     count += int32(1)
             m = top
-            j += step
+            j += int32(cuda.blockDim.x) * W
         mine = m
         m = finite(largest(m))
         s = add(s * math.exp(mine - m))
@@ -165,7 +165,7 @@ def streamed_loss(T):
                 p = math.exp(tile[k] - m) * scale
                 tile[k] = slope(p, j + k == label, label, n, ignored, smooth)
             store(g, base + j, base + n, tile, 0, wide)
-            j += step
+            j += int32(cuda.blockDim.x) * W
         if first == 0:
             x_t = x[base + label] - m if label >= 0 and label < n else T(0)
             losses[row] = loss(label, n, ignored, m, s, x_t, total, smooth)
@@ -243,7 +243,7 @@ def row_dots(T, L):
 
 
 def _forward(xp, logits, labels, *, reduction, ignore_index, label_smoothing):
-    if not takes(logits) or logits.size == 0 or labels.dtype.kind not in "iu":
+    if not takes(logits) or logits.size == 0 or not _integers(labels):
         return NotImplemented
     (logits,) = contiguous(xp, logits)
     labels = xp.ascontiguousarray(labels, dtype=xp.int64)
@@ -258,6 +258,10 @@ def _forward(xp, logits, labels, *, reduction, ignore_index, label_smoothing):
         kernel, grid = streamed_loss[logits.dtype], rows
     kernel(grid, THREADS, logits, labels, losses, g, rows, n, *ignore, label_smoothing, wide)
     return _reduced(xp, losses, labels, g, reduction, ignore_index)
+
+
+def _integers(labels):
+    return hasattr(labels, "dtype") and labels.dtype.kind in "iu"
 
 
 def _reduced(xp, losses, labels, g, reduction, ignore_index):

@@ -36,7 +36,12 @@ def philox(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
-@cuda_kernel(vector=lambda *key: True)
+def float64_mask(dtype):
+    """The rule the float64 kernel breaks: on sm_100 the compiler keeps its mask of four in local memory."""
+    return ("local memory",) if dtype == "float64" else ()
+
+
+@cuda_kernel(vector=lambda *key: True, except_for=float64_mask)
 def masked(T):
     """out[v] = x[v] * mask * scale for v < V; a thread has four neighbouring elements of the n."""
     W = vector_width(T)

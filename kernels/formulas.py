@@ -146,6 +146,6 @@ def formula(T, name):
 
 
 def except_for(dtype, name, *variant):
-    """The rules these formulas break: libdevice's sin and cos reduce huge arguments in float64, or, if
-    they are float64, with a table in local memory."""
+    """The rules these formulas break: libdevice's sin and cos reduce huge arguments in float64, or, if they are of it,
+    with a table in local memory."""
     return {"float32": ("float64",), "float64": ("local memory",)}[dtype] if name in ("sin", "cos") else ()

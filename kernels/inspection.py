@@ -64,7 +64,7 @@ def _inspect_in_process(arch, only):
     command = [sys.executable, "-m", "gradlib.kernels.inspection", arch, only]
     done = subprocess.run(command, env=os.environ | {"NUMBA_ENABLE_CUDASIM": "0"}, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or [f"{arch}: the compiling process ended"])[-1])
+        raise RuntimeError(done.stderr.strip()[-2000:] or f"{arch}: the compiling process ended")
     return json.loads(done.stdout)
 
 
@@ -75,7 +75,7 @@ def inspect_catalogue(arch, only="") -> list[dict]:
     tools = _tools()
     load_catalogue()
     keys = [(kernel, key) for kernel in CATALOGUE.values() for key in kernel.instances()]
-    return [_inspect(kernel, key, arch, tools) for kernel, key in keys if re.search(only, kernel[key].name)]
+    return [_inspect(kernel, key, arch, tools) for kernel, key in keys if re.search(only, kernel.name_of(key))]
 
 
 def load_catalogue():
@@ -105,7 +105,10 @@ def _tools():
 def _inspect(kernel, key, arch, tools):
     from .compiler import compile_cubin
 
-    _, cubin = compile_cubin(kernel[key], _capability(arch))
+    try:
+        _, cubin = compile_cubin(kernel[key], _capability(arch))
+    except Exception as error:
+        raise RuntimeError(f"{kernel.name_of(key)} does not compile for {arch}: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
@@ -114,7 +117,7 @@ def _inspect(kernel, key, arch, tools):
     promise = kernel.expect.get("vector", lambda *key: False)
     excepted = kernel.expect.get("except_for", lambda *key: ())
     return _figures(listing, usage) | {
-        "name": kernel[key].name,
+        "name": kernel.name_of(key),
         "arch": arch,
         "dtype": key[0],
         "register_limit": kernel.expect.get("registers", REGISTERS[key[0]]),
@@ -145,7 +148,8 @@ def _figures(listing, usage):
         "vector_loads": _matching(count, r"^LDG.*\.128"),
         "vector_stores": _matching(count, r"^STG.*\.128"),
         "generic_accesses": _matching(count, r"^(LD|ST)(\.|$)"),
-        "calls": _matching(count, r"^CALL"),
+        # Counted by the routines that return: ptxas also writes CALL for a jump out of a loop.
+        "calls": _matching(count, r"^RET"),
         "float64_ops": _matching(count, FLOAT64),
     }
 

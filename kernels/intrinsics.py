@@ -4,7 +4,7 @@ One source for hardware and simulator. On hardware the names are Numba's (plus a
 NUMBA_ENABLE_CUDASIM=1 each has a twin in Python. Everything private to numba-cuda is here and in `compiler`.
 """
 
-from .launch import SIMULATED, pointer, vector_width
+from .launch import SIMULATED, THREADS, pointer, vector_width
 
 if SIMULATED:
     from .intrinsics_simulated import (
@@ -44,6 +44,7 @@ else:
 __all__ = [
     "INFINITY",
     "WARP",
+    "across_groups",
     "all_lanes",
     "as_pointer",
     "cuda",
@@ -186,3 +187,34 @@ def reductions(T, lanes=WARP):
     if lanes is None:
         return _over_block(T, _add, 0.0), _over_block(T, maximum, -INFINITY)
     return _over_lanes(_add, lanes), _over_lanes(maximum, lanes)
+
+
+def across_groups(T, lanes, width):
+    """-> device function add(local): sums local arrays of `width` elements over the groups of `lanes` (8 to 32)
+    neighbouring threads of a block of THREADS. The first group ends with the sums; the order is fixed. All threads
+    call it."""
+    warps = THREADS // WARP
+    size = THREADS * width
+
+    @device
+    def add(local):
+        slots = cuda.shared.array(size, T)
+        t = int32(cuda.threadIdx.x)
+        lane, warp = t & int32(31), t >> int32(5)
+        for k in range(width):
+            s = local[k]
+            if lanes <= 16:
+                s += cuda.shfl_xor_sync(all_lanes, s, 16)
+            if lanes <= 8:
+                s += cuda.shfl_xor_sync(all_lanes, s, 8)
+            slots[(k * warps + warp) * WARP + lane] = s
+        cuda.syncthreads()
+        if t < lanes:
+            for k in range(width):
+                s = T(0)
+                for w in range(warps):
+                    s += slots[(k * warps + w) * WARP + t]
+                local[k] = s
+        cuda.syncthreads()  # the slots may be used again
+
+    return add

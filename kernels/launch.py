@@ -27,6 +27,7 @@ import numpy as np
 
 from ..device import SIMULATING
 
+GRID_Z = 65535  # the most blocks along y and z
 THREADS = 256  # threads of a block, unless a kernel says otherwise
 FLOATS = ("float32", "float64")
 CATALOGUE: dict[str, "CudaKernel"] = {}
@@ -99,8 +100,11 @@ class CudaKernel:
             raise KeyError(f"{self.name}: made for {self.dtypes} and {self.variants}, not for {dtype} {variant}")
         from . import intrinsics
 
-        body = self.factory(getattr(intrinsics, dtype), *variant)
-        return Launchable("-".join([self.name, dtype, *map(str, variant)]), body)
+        return Launchable(self.name_of((dtype, *variant)), self.factory(getattr(intrinsics, dtype), *variant))
+
+    def name_of(self, key) -> str:
+        """The name of one instance, e.g. "softmax_rows.held_rows-float32-softmax-32-4"."""
+        return "-".join([self.name, *map(str, key)])
 
     def instances(self):
         """Every (dtype, *variant) the kernel is made for."""
@@ -111,8 +115,9 @@ def cuda_kernel(dtypes=FLOATS, variants=((),), **expect):
     """Decorator: put a kernel factory into the catalogue.
 
     dtypes, variants: what it is made for; a variant is the tuple of the factory's arguments after the dtype.
-    expect: what `inspection.gate` holds it to. registers: a ceiling (64, for float64 128); vector: function of (dtype, *variant), True
-    where 16-byte accesses are promised; except_for: function of the same, the names of the rules it may break.
+    expect: what `inspection.gate` holds it to. registers: a ceiling (64, for float64 128); vector: function of (dtype,
+    *variant), True where 16-byte accesses are promised; except_for: function of the same, the names of the rules it may
+    break.
     """
 
     def declare(factory):
@@ -131,6 +136,11 @@ class Launchable:
     def __init__(self, name, body):
         self.name, self.body = name, body
         self.parameters = tuple(body.__annotations__.items())
+        # (name, dtype of the array or None, type of the number or None)
+        self._checks = [
+            (name, kind.dtype, None) if isinstance(kind, pointer) else (name, None, dtype_of(kind).type)
+            for name, kind in self.parameters
+        ]
         self._loaded = {}
 
     def __call__(self, grid, block, *args):
@@ -150,15 +160,13 @@ class Launchable:
     def _marshal(self, args):
         if len(args) != len(self.parameters):
             raise TypeError(f"{self.name}: {len(self.parameters)} arguments expected, got {len(args)}")
-        return tuple(self._argument(name, kind, a) for (name, kind), a in zip(self.parameters, args, strict=True))
+        return tuple(self._argument(*check, a) for check, a in zip(self._checks, args, strict=True))
 
-    def _argument(self, name, kind, a):
-        if not isinstance(kind, pointer):
-            return dtype_of(kind).type(a)
-        if a.dtype != kind.dtype or not a.flags.c_contiguous:
-            raise TypeError(
-                f"{self.name}: {name} must be contiguous {kind.dtype}, got {a.dtype} with strides {a.strides}"
-            )
+    def _argument(self, name, dtype, number, a):
+        if number is not None:
+            return number(a)
+        if a.dtype != dtype or not a.flags.c_contiguous:
+            raise TypeError(f"{self.name}: {name} must be contiguous {dtype}, got {a.dtype} with strides {a.strides}")
         return a
 
     def _function(self):

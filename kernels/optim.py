@@ -1,13 +1,13 @@
 """Optimiser updates of all parameters in one launch.
 
-    SGD   d = g + wd p;  v = momentum v + d;  p -= lr (d + momentum v if Nesterov else v)     without momentum: p -= lr d
+    SGD   d = g + wd p;  v = momentum v + d;  p -= lr (d + momentum v if Nesterov else v);  without momentum p -= lr d
     Adam  g += wd p (or, decoupled, p -= lr wd p);  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
           p -= lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
 1 - b^t is computed as -expm1(t log b): exact to the last bits in float32 too. Access: a table on the device holds the
 addresses and sizes of all tensors; every block takes one chunk of one tensor, so a hundred small parameters cost one
-launch, not a hundred. All reads and writes are 16 bytes wide; each number moves once. lr and the step count are read from
-the device's memory: a captured launch follows them.
+launch, not a hundred. All reads and writes are 16 bytes wide; each number moves once. lr and the step count are read
+from the device's memory: a captured launch follows them.
 """
 
 import math as host_math
@@ -38,7 +38,8 @@ CHUNK = 4096  # elements a block updates
 def _places(T, arrays):
     """-> device function: (tensor, first element, size, end of the chunk, may it move 16 bytes).
 
-    The table's rows are sizes, then the addresses of `arrays` lists of tensors; chunks are pairs (tensor, which chunk)."""
+    The table's rows are sizes, then the addresses of `arrays` lists of tensors; chunks are pairs (tensor, which of its
+    chunks)."""
 
     @device
     def places(table, chunks, tensors):
@@ -89,7 +90,7 @@ def sgd_chunks(T, has_velocity):
             store(p, i, end, ps, 0, wide)
             if has_velocity:
                 store(v, i, end, vs, 0, wide)
-            i += int64(cuda.blockDim.x) * W
+            i += THREADS * W
 
     return body
 
@@ -139,7 +140,7 @@ def adam_chunks(T):
             store(p, i, end, ps, 0, wide)
             store(m, i, end, ms, 0, wide)
             store(v, i, end, vs, 0, wide)
-            i += int64(cuda.blockDim.x) * W
+            i += THREADS * W
 
     return body
 

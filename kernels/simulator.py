@@ -1,8 +1,10 @@
 """CUDA in plain Python: runs a kernel thread by thread on NumPy arrays, with warps, barriers and shared memory.
 
-Each CUDA thread is a greenlet. It runs until it meets a barrier or a warp call, where it waits for the others; so a run
-is deterministic and its order can be chosen. GRADLIB_SIM_SCHEDULE is `forward` (default), `reverse`, or an integer seed
-that shuffles the threads at every step: a missing barrier shows as a result that depends on it.
+Each CUDA thread is a greenlet. It runs until it meets a barrier or a warp call, where it waits for the others; so a
+run is deterministic and its order can be chosen. One warp at a time goes on: with GRADLIB_SIM_SCHEDULE=forward (the
+default) the first that can, with `reverse` the last, with an integer a random one, seeded by it, its lanes shuffled. So
+warps run as far ahead of each other as barriers let them, and a missing barrier shows as a result that depends on the
+schedule.
 
 What hardware leaves undefined is an error or a NaN here: uninitialised shared and local memory is NaN, an index outside
 an array raises IndexError; misaligned vectors, threads that wait for each other for ever, and lanes of a warp that meet
@@ -70,6 +72,7 @@ class Thread(greenlet):
     def __init__(self, body, index, block):
         super().__init__(body)
         self.index, self.block, self.request = index, block, None
+        self.position = Dim3(index, 0, 0)
         self.gr_context = block.context
 
     def wait(self, *request):
@@ -81,17 +84,23 @@ class Block:
 
     def __init__(self, name, body, index, grid, size, schedule):
         self.name, self.index, self.grid, self.size = name, index, grid, size
+        self.shape = Dim3(size, 1, 1)
         self.shared, self.context = {}, contextvars.copy_context()
         self.threads = [Thread(body, i, self) for i in range(size)]
-        self.reorder = _order(schedule)
+        self.warps = [self.threads[i : i + WARP] for i in range(0, size, WARP)]
+        self.choose, self.order = SCHEDULES.get(schedule) or _shuffled(int(schedule))
 
     def run(self, args):
-        ready = dict.fromkeys(self.threads, args)  # thread -> what its switch() is called with
-        while ready:
-            for thread in self.reorder([t for t in self.threads if t in ready]):
-                self._advance(thread, ready[thread])
-            self.threads = [t for t in self.threads if not t.dead]
-            ready = self._meet_in_warps() or self._meet_at_barrier()
+        """Let one warp after another go as far as it can."""
+        ready = [dict.fromkeys(warp, args) for warp in self.warps]  # of each warp: thread -> what its switch() is given
+        while any(self.warps):
+            if not any(ready):
+                ready = self._meet_at_barrier()
+            w = self.choose([w for w, threads in enumerate(ready) if threads])
+            for thread in self.order(list(ready[w])):
+                self._advance(thread, ready[w][thread])
+            self.warps[w] = [t for t in self.warps[w] if not t.dead]
+            ready[w] = self._meet_in_warp(self.warps[w])
 
     def _advance(self, thread, args):
         try:
@@ -102,14 +111,12 @@ class Block:
             error.add_note(f"in kernel {self.name}, block {tuple(self.index)}, thread {thread.index}")
             raise
 
-    def _meet_in_warps(self):
-        """Serve every warp call whose lanes have all arrived; -> the threads it frees."""
+    def _meet_in_warp(self, warp):
+        """Serve the warp calls whose lanes have all arrived; -> the threads that go on, with what they are given."""
+        lanes = {t.index % WARP: t for t in warp}
         freed = {}
-        for _, group in itertools.groupby(self.threads, lambda t: t.index // WARP):
-            lanes = {t.index % WARP: t for t in group}
-            masks = {t.request[1] for t in lanes.values() if t.request[0] == "warp"}
-            for mask in masks:
-                freed.update(self._meet(lanes, mask))
+        for mask in sorted({t.request[1] for t in warp if t.request[0] == "warp"}):
+            freed.update(self._meet(lanes, mask))
         return freed
 
     def _meet(self, lanes, mask):
@@ -126,30 +133,34 @@ class Block:
         return {t: (serve(l, values),) for l, t in here.items()}
 
     def _meet_at_barrier(self):
-        """Free all threads where all wait at the barrier."""
-        waiting = [t for t in self.threads if t.request[0] == "barrier"]
-        if len(waiting) < len(self.threads):
-            stuck = next(t for t in self.threads if t.request[0] == "warp")
+        """All threads go on where all wait at the barrier; -> of each warp: thread -> what it is given."""
+        threads = [t for warp in self.warps for t in warp]
+        waiting = [t for t in threads if t.request[0] == "barrier"]
+        if len(waiting) < len(threads):
+            stuck = next(t for t in threads if t.request[0] == "warp")
             raise SimulationError(
-                f"{self._where()}: deadlock, {len(waiting)} of {len(self.threads)} threads wait at syncthreads, "
+                f"{self._where()}: deadlock, {len(waiting)} of {len(threads)} threads wait at syncthreads, "
                 f"thread {stuck.index} in {stuck.request[2]} with mask {stuck.request[1]:#x}"
             )
-        if waiting and len(waiting) < self.size:
+        if len(waiting) < self.size:
             raise SimulationError(f"{self._where()}: {self.size - len(waiting)} threads ended before a syncthreads")
         votes = [t.request[1] for t in waiting]
-        return dict.fromkeys(waiting, (votes,))
+        return [dict.fromkeys(warp, (votes,)) for warp in self.warps]
 
     def _where(self):
         return f"kernel {self.name}, block {tuple(self.index)}"
 
 
-def _order(schedule):
-    if schedule == "forward":
-        return lambda threads: threads
-    if schedule == "reverse":
-        return lambda threads: threads[::-1]
-    shuffler = random.Random(int(schedule))
-    return lambda threads: shuffler.sample(threads, len(threads))
+# name -> (which of the warps that can go on goes on, in which order its lanes do)
+SCHEDULES = {
+    "forward": (lambda warps: warps[0], lambda threads: threads),
+    "reverse": (lambda warps: warps[-1], lambda threads: threads[::-1]),
+}
+
+
+def _shuffled(seed):
+    shuffler = random.Random(seed)
+    return shuffler.choice, lambda threads: shuffler.sample(threads, len(threads))
 
 
 def _taken(lane, values, source):
@@ -201,9 +212,9 @@ class Cuda:
     """What a kernel sees as `cuda`."""
 
     shared, local = _Shared, _Local
-    threadIdx = property(lambda self: Dim3(getcurrent().index, 0, 0))
+    threadIdx = property(lambda self: getcurrent().position)
     blockIdx = property(lambda self: getcurrent().block.index)
-    blockDim = property(lambda self: Dim3(getcurrent().block.size, 1, 1))
+    blockDim = property(lambda self: getcurrent().block.shape)
     gridDim = property(lambda self: getcurrent().block.grid)
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from gradlib.kernels.launch import SIMULATED, simulate
 
 DTYPES = ("float32", "float64")

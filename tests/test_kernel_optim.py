@@ -57,7 +57,7 @@ def test_sgd(momentum, nesterov, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_adam(decoupled, dtype, schedule):
-    shapes, settings = SHAPES[:5] + [(4099,)], {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
+    shapes, settings = [*SHAPES[:5], (4099,)], {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
     p, lr, step = tensors(0, dtype, shapes), np.array(0.01), np.array(0)
     m, v = [np.zeros_like(a) for a in p], [np.zeros_like(a) for a in p]
     p64, m64, v64 = exact(p), exact(m), exact(v)
@@ -76,19 +76,9 @@ def test_adam(decoupled, dtype, schedule):
 
 def test_late_steps_and_no_betas():
     p, zero = [np.ones(3)], [np.zeros(3)]
-    settings = {"eps": 0.0, "weight_decay": 0.0, "decoupled": False}
-    _, (q, *_) = run(
-        kernels.adam,
-        p,
-        [np.full(3, -2.0)],
-        zero,
-        [np.zeros(3)],
-        np.array(10**6),
-        np.array(0.5),
-        beta1=0.0,
-        beta2=0.0,
-        **settings,
-    )
+    settings = {"beta1": 0.0, "beta2": 0.0, "eps": 0.0, "weight_decay": 0.0, "decoupled": False}
+    arrays = (p, [np.full(3, -2.0)], zero, [np.zeros(3)], np.array(10**6), np.array(0.5))
+    _, (q, *_) = run(kernels.adam, *arrays, **settings)
     np.testing.assert_allclose(q[0], 1.5)
 
 

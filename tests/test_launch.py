@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from gradlib.kernels import launch
 from gradlib.kernels.launch import SIMULATED, CudaKernel, Launchable, aligned, blocks, empty, pointer, simulate, takes
 

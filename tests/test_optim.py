@@ -9,7 +9,7 @@ import gradlib as gl
 from gradlib.kernels import cpu
 from gradlib.ops import optim as rules
 
-TOLERANCE = {np.float32: 2e-6, np.float64: 1e-13}
+TOLERANCE = {np.float32: 1e-6, np.float64: 1e-13}
 
 
 def adam_scalar(p, grads, lr, b1, b2, eps, decay, decoupled):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from gradlib.kernels.launch import SIMULATED
 
 if not SIMULATED:
@@ -50,6 +51,21 @@ def test_missing_barrier_shows(schedule):
     x, y = np.arange(64, dtype=np.float32), np.zeros(64, np.float32)
     run(body, 64, x, y)
     assert np.isnan(y).any()
+
+
+def test_warps_run_ahead(schedule):
+    """Memory that is used again before the slow warp has read it."""
+
+    def body(x, y):
+        shared, t = cuda.shared.array(64, np.float32), cuda.threadIdx.x
+        for i in range(3):
+            shared[t] = x[t] + i
+            cuda.syncthreads()
+            y[t] += shared[63 - t]
+
+    x, y = np.arange(64, dtype=np.float32), np.zeros(64, np.float32)
+    run(body, 64, x, y)
+    assert (y != 3 * x[::-1] + 3).any()
 
 
 def test_two_arrays_on_one_line_differ_and_blocks_do_not_share():
