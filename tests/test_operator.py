@@ -44,10 +44,10 @@ def test_pytrees_are_flattened_in_order():
     J = gl.JacobianOperator(g, p, np.array(1.5))
     assert J.shape == (4, 5)
     blocks = gl.jacobian(g, (0, 1))(p, np.array(1.5))
-    rows = [
-        np.concatenate([np.reshape(x, (np.size(blocks[k][1]), -1)) for x in (blocks[k][0]["c"], blocks[k][0]["w"], blocks[k][1])], 1)
-        for k in ("a", "b")
-    ]  # fmt: skip
+    rows = []
+    for k in ("a", "b"):
+        by_p, by_s = blocks[k]
+        rows.append(np.concatenate([np.reshape(x, (by_s.size, -1)) for x in (by_p["c"], by_p["w"], by_s)], 1))
     np.testing.assert_allclose(J.to_dense(), np.concatenate(rows), rtol=1e-12)
 
 
