@@ -96,7 +96,12 @@ def to_device(tree: Any, device: str) -> Any:
 
 
 def device_info() -> list[dict[str, Any]]:
-    """One row a CUDA device: name, compute capability, memory in bytes. Empty without CuPy or GPU."""
+    """One row a CUDA device: name, compute capability, memory in bytes. Empty without CuPy or GPU.
+
+    >>> import gradlib as gl
+    >>> sorted({key for row in gl.device_info() for key in row} | {"cc", "memory", "name"})
+    ['cc', 'memory', 'name']
+    """
     try:
         cupy = import_cupy()
     except RuntimeError:

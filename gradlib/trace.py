@@ -37,6 +37,9 @@ HANDLERS: dict[Any, Callable[..., Any]] = {}
 #: NumPy function with `like=` -> ours, which gets the traced array it should be like first.
 CREATORS: dict[Any, Callable[..., Any]] = {}
 
+#: Name of a function that is not supported -> what to write instead, filled by ``gradlib.ops.alternatives``.
+ALTERNATIVES: dict[str, str] = {}
+
 
 class Node:
     """One recorded op: what its rules need, and the slots of its inputs (-1: not differentiated) and outputs.
@@ -241,9 +244,11 @@ def _any_traced(args: Sequence[Any]) -> bool:
 
 def _unsupported(name: str) -> Callable[..., NoReturn]:
     def fail(*args: Any, **kwargs: Any) -> NoReturn:
+        family = ALTERNATIVES.get(name.partition(".")[0], "rewrite it with supported functions")
+        instead = ALTERNATIVES.get(name, family)
         raise NotImplementedError(
-            f"gradlib does not differentiate numpy's {name}; rewrite it with supported functions, or wrap its "
-            "argument in gl.stop_gradient where no derivative should pass"
+            f"gradlib does not differentiate {name}; {instead}, or wrap its argument in gl.stop_gradient where no "
+            "derivative should pass"
         )
 
     return fail
@@ -268,8 +273,8 @@ def lose_trace(what: str, instead: str) -> TypeError:
 
 _STORE_ITEM = dis.opmap["STORE_SUBSCR"]
 _INSTEAD = (
-    "join traced values with np.stack or np.concatenate, build new arrays with np.where, "
-    "or take gl.stop_gradient(x) first"
+    "join traced values with np.stack or np.concatenate, repeat one with np.broadcast_to, choose with np.where, "
+    "or take gl.stop_gradient(x) first; for SciPy's logsumexp and softmax use gl.logsumexp and gl.softmax"
 )
 
 
@@ -366,19 +371,19 @@ class Traced:
         return namespace(self.module)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if list in map(type, inputs):
+            inputs = tuple(CREATORS[np.asarray](self, x) if type(x) is list else x for x in inputs)
         if method == "__call__" and not kwargs and (handler := HANDLERS.get(ufunc)) is not None:
             return handler(*inputs)
         name = ufunc.__name__
         if kwargs.pop("out", None) is not None:
             raise lose_trace(f"{name}: out= or an update in place (array += traced)", "write y = y + x")
-        if method == "reduce":
-            handler = HANDLERS.get((ufunc, "reduce"))
-            kwargs = {k: v for k, v in kwargs.items() if (k, v) != ("keepdims", False)}
-        else:
-            handler = HANDLERS.get(ufunc) if method == "__call__" else None
-        if handler is None:
-            _unsupported(name if method == "__call__" else f"{name}.{method}")()
-        if method == "__call__" and kwargs:
+        if method != "__call__":
+            handler = HANDLERS.get((ufunc, method)) or _unsupported(f"{name}.{method}")
+            return handler(*inputs, **{k: v for k, v in kwargs.items() if (k, v) != ("keepdims", False)})
+        # SciPy's ufuncs are known by name, so that SciPy need not be imported
+        handler = HANDLERS.get(ufunc) or HANDLERS.get(("scipy.special", name)) or _unsupported(name)
+        if kwargs and ufunc.signature is None:
             raise NotImplementedError(f"{name}: keyword {', '.join(kwargs)} is not supported on a traced array")
         return handler(*inputs, **kwargs)
 

@@ -122,7 +122,7 @@ def owned(stacks: list[Any], given: list[Any]) -> list[Any]:
     for d in stacks:
         if type(d) is not Traced:
             root = _root(d)
-            if id(root) in seen or not _writable(d):
+            if id(root) in seen or not _sole(d):
                 d = d.copy()
             seen.add(id(root))
         result.append(d)
@@ -134,9 +134,11 @@ def _root(x: Any) -> Any:
     return x if base is None else base
 
 
-def _writable(x: Any) -> bool:
-    flags = getattr(x, "flags", None)
-    return flags is None or bool(getattr(flags, "writeable", True))
+def _sole(x: Any) -> bool:
+    """Whether each entry has memory of its own; CuPy lets arrays that repeat one (stride 0) be written to."""
+    if type(x) is np.ndarray:
+        return x.flags.writeable
+    return all(stride or n < 2 for stride, n in zip(getattr(x, "strides", ()), x.shape, strict=False))
 
 
 def cotangents_of(name: str, outputs: Outputs, dy: Any) -> list[Any]:

@@ -2,9 +2,12 @@
 
 A test file lists cases and errors; a class of it gets all tests by inheriting:
 
+    CASES = [Case(REGISTRY["softmax"], (randn(2, 3),), axis=1)]
+    ERRORS = [(lambda: gl.softmax(3), TypeError, "softmax: expected … got int")]  # … separates the parts looked for
+
     class TestRules(RuleCheck):
-        cases = [Case(REGISTRY["softmax"], (randn(2, 3),), axis=1)]
-        errors = [(lambda: gl.softmax(3), TypeError, "softmax: expected")]
+        cases = CASES
+        errors = ERRORS
 
 Arrays of float64 among a case's arguments are differentiated, all others are data. Shapes: V stack of the rule, W
 stack of the derivative of the rule.
@@ -12,9 +15,10 @@ stack of the derivative of the rule.
 
 import numpy as np
 import pytest
+from kernel_device import call as on_device
+
 from gradlib import check_grads
 from gradlib.transforms import pull, push, run
-from kernel_device import call as on_device
 
 STACKS = (0, 1, 3)
 #: Largest error relative to max(1, |reference|), by dtype: rounding, not a percent.
@@ -113,10 +117,9 @@ def difference(f, x, dx):
     return (np.asarray(ahead) - np.asarray(behind)) / (2 * STEP)
 
 
-class RuleCheck:
-    """Inherit, and give `cases` and `errors`."""
+class ErrorCheck:
+    """Inherit, and give `errors`: (call, type, parts of the message with … between)."""
 
-    cases = ()
     errors = ()
 
     def pytest_generate_tests(self, metafunc):
@@ -124,6 +127,19 @@ class RuleCheck:
             metafunc.parametrize("case", self.cases, ids=str)
         if "error" in metafunc.fixturenames:
             metafunc.parametrize("error", self.errors, ids=lambda e: e[2].replace(" ", "_")[:50])
+
+    def test_bad_input(self, error):
+        call, kind, words = error
+        with pytest.raises(kind) as caught:
+            call()
+        for word in words.split(" … "):
+            assert word in str(caught.value), f"{word!r} is not in {caught.value}"
+
+
+class RuleCheck(ErrorCheck):
+    """Inherit, and give `cases` and `errors`."""
+
+    cases = ()
 
     def test_jvp_is_the_central_difference(self, case):
         y, saved = case.forward()
@@ -177,7 +193,9 @@ class RuleCheck:
             close(block.vjp(dy), case.vjp(saved, dy, need)[i], 1e-12, "block.vjp")
             dense = block.to_dense()
             assert dense.shape == (*y.shape, *case.args[i].shape)
-            close(np.tensordot(dx[i], dense, (range(1, dx[i].ndim), range(y.ndim, dense.ndim))), block.jvp(dx[i]), 1e-12)
+            close(
+                np.tensordot(dx[i], dense, (range(1, dx[i].ndim), range(y.ndim, dense.ndim))), block.jvp(dx[i]), 1e-12
+            )
 
     def test_nothing_given_is_modified_or_given_away(self, case):
         y, saved = case.forward()
@@ -301,10 +319,3 @@ class RuleCheck:
             want = np.tensordot(dense, x, x.ndim)
             close((rows * np.repeat(x.reshape(-1, x.shape[-1]), x.shape[-1], axis=0)).sum(-1).reshape(want.shape), want,
                   10 * tolerance, "kernel jacobian")  # fmt: skip
-
-    def test_bad_input(self, error):
-        call, kind, words = error
-        with pytest.raises(kind) as caught:
-            call()
-        for word in words.split(" … "):
-            assert word in str(caught.value), f"{word!r} is not in {caught.value}"

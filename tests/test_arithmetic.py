@@ -1,12 +1,13 @@
 """Elementwise ops of several arguments: rules, broadcasting, kinks and zeros."""
 
-import gradlib as gl
 import numpy as np
 import pytest
-from gradlib.op import REGISTRY
 from rulecheck import Case, RuleCheck, randn, uniform
 
-BINARY = "add subtract multiply divide power maximum minimum fmax fmin hypot arctan2 logaddexp".split()
+import gradlib as gl
+from gradlib.op import REGISTRY
+
+BINARY = "add subtract multiply divide power maximum minimum fmax fmin hypot arctan2 logaddexp".split()  # noqa: SIM905
 POSITIVE = {"divide", "power"}
 #: shapes that broadcast in every way: equal, behind, before, both, scalars, size 1, empty
 SHAPES = [((2, 3), (2, 3)), ((2, 3), (3,)), ((3,), (2, 1)), ((2, 1), (1, 3)), ((), (3,)), ((1,), ()), ((0, 3), (3,))]
@@ -21,38 +22,46 @@ def _mask(*shape):
     return np.random.default_rng(0).random(shape) > 0.5
 
 
+CASES = [_pair(name, *shapes) for name in ("multiply", "divide", "maximum") for shapes in SHAPES]
+CASES += [_pair(name, *shapes) for name in BINARY for shapes in [((2, 1), (3,)), ((4,), (4,))]]
+CASES += [
+    Case(REGISTRY["multiply"], (randn(2, 3), 2.5)),
+    Case(REGISTRY["divide"], (2.5, uniform(3, low=0.5, high=2))),
+    Case(REGISTRY["power"], (uniform(3, low=0.5, high=2), 3.0)),
+    Case(REGISTRY["power"], (1.7, randn(3))),
+    Case(REGISTRY["add"], (randn(2, 3), np.arange(3, dtype=np.int8))),
+    Case(REGISTRY["where"], (_mask(2, 3), randn(2, 3), randn(3))),
+    Case(REGISTRY["where"], (_mask(3), randn(2, 1), randn())),
+    Case(REGISTRY["where"], (_mask(2, 3), randn(2, 3), 0.0)),
+    Case(REGISTRY["where"], (_mask(4), 1.0, randn(4))),
+    Case(REGISTRY["where"], (_mask(0), randn(0), randn(1))),
+    Case(REGISTRY["clip"], (randn(3, 4),), low=-0.5, high=0.5),
+    Case(REGISTRY["clip"], (randn(5),), low=None, high=0.1),
+    Case(REGISTRY["clip"], (randn(5),), low=0.1, high=None),
+]
+ERRORS = [
+    (
+        lambda: gl.grad(lambda x: np.sum(x + np.ones(4)))(np.ones(3)),
+        ValueError,
+        "add: shapes do not broadcast: … float64[3] … float64[4]",
+    ),
+    (lambda: gl.grad(lambda x: np.sum(x * np.ones((2, 4))))(np.ones((3, 1, 3))), ValueError, "multiply: shapes"),
+    (lambda: gl.grad(lambda x: np.where(x > 0, x, np.ones(4)).sum())(np.ones(3)), ValueError, "where: shapes"),
+    (lambda: gl.grad(lambda x: np.where(x)[0])(np.ones(3)), NotImplementedError, "where: give both branches"),
+    (lambda: gl.grad(lambda x: x + "a")(1.0), TypeError, "unsupported operand"),
+    (lambda: gl.grad(lambda x: np.sum(x + np.array(["a"])))(np.ones(1)), TypeError, "add: expected … got <U1[1]"),
+    (
+        lambda: gl.grad(lambda x: np.sum(x + np.array([None])))(np.ones(1)),
+        TypeError,
+        "add: expected … got object[1]",
+    ),
+    (lambda: gl.grad(lambda x: np.clip(x, 0, 1, out=np.ones(1)))(np.ones(1)), TypeError, "clip: out="),
+]
+
+
 class TestRules(RuleCheck):
-    cases = [_pair(name, *shapes) for name in ("multiply", "divide", "maximum") for shapes in SHAPES]
-    cases += [_pair(name, (2, 1), (3,)) for name in BINARY]
-    cases += [
-        Case(REGISTRY["multiply"], (randn(2, 3), 2.5)),
-        Case(REGISTRY["divide"], (2.5, uniform(3, low=0.5, high=2))),
-        Case(REGISTRY["power"], (uniform(3, low=0.5, high=2), 3.0)),
-        Case(REGISTRY["power"], (1.7, randn(3))),
-        Case(REGISTRY["add"], (randn(2, 3), np.arange(3, dtype=np.int8))),
-        Case(REGISTRY["where"], (_mask(2, 3), randn(2, 3), randn(3))),
-        Case(REGISTRY["where"], (_mask(3), randn(2, 1), randn())),
-        Case(REGISTRY["where"], (_mask(2, 3), randn(2, 3), 0.0)),
-        Case(REGISTRY["where"], (_mask(4), 1.0, randn(4))),
-        Case(REGISTRY["where"], (_mask(0), randn(0), randn(1))),
-        Case(REGISTRY["clip"], (randn(3, 4),), low=-0.5, high=0.5),
-        Case(REGISTRY["clip"], (randn(5),), low=None, high=0.1),
-        Case(REGISTRY["clip"], (randn(5),), low=0.1, high=None),
-    ]
-    errors = [
-        (
-            lambda: gl.grad(lambda x: np.sum(x + np.ones(4)))(np.ones(3)),
-            ValueError,
-            "add: shapes do not broadcast: … float64[3] … float64[4]",
-        ),
-        (lambda: gl.grad(lambda x: np.sum(x * np.ones((2, 4))))(np.ones((3, 1, 3))), ValueError, "multiply: shapes"),
-        (lambda: gl.grad(lambda x: np.where(x > 0, x, np.ones(4)).sum())(np.ones(3)), ValueError, "where: shapes"),
-        (lambda: gl.grad(lambda x: np.where(x)[0])(np.ones(3)), NotImplementedError, "where: give both branches"),
-        (lambda: gl.grad(lambda x: x + "a")(1.0), TypeError, "unsupported operand"),
-        (lambda: gl.grad(lambda x: np.sum(x + np.array(["a"])))(np.ones(1)), TypeError, "add: expected … got <U1[1]"),
-        (lambda: gl.grad(lambda x: np.sum(x + np.array([None])))(np.ones(1)), TypeError, "add: expected … got object[1]"),
-        (lambda: gl.grad(lambda x: np.clip(x, 0, 1, out=np.ones(1)))(np.ones(1)), TypeError, "clip: out="),
-    ]
+    cases = CASES
+    errors = ERRORS
 
 
 @pytest.mark.parametrize("f", [np.maximum, np.minimum, np.fmax, np.fmin])

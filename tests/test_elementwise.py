@@ -1,12 +1,13 @@
 """Elementwise ops of one argument: rules, and what happens far from zero and at kinks."""
 
-import gradlib as gl
 import mpmath
 import numpy as np
 import pytest
+from rulecheck import Case, RuleCheck, close, uniform
+
+import gradlib as gl
 from gradlib.op import REGISTRY
 from gradlib.ops import elementwise
-from rulecheck import Case, RuleCheck, close, uniform
 
 # name: domain, where it is not the whole line
 DOMAINS = {
@@ -14,10 +15,42 @@ DOMAINS = {
     "reciprocal": (0.5, 3), "tan": (-1, 1), "arcsin": (-0.8, 0.8), "arccos": (-0.8, 0.8), "arccosh": (1.3, 4),
     "arctanh": (-0.8, 0.8),
 }  # fmt: skip
-NAMES = (
-    "negative positive absolute fabs exp exp2 expm1 log log2 log10 log1p sqrt cbrt square reciprocal sin cos tan arcsin "
-    "arccos arctan sinh cosh tanh arcsinh arccosh arctanh deg2rad rad2deg relu sigmoid softplus silu erf"
-).split()
+NAMES = [
+    "negative",
+    "positive",
+    "absolute",
+    "fabs",
+    "exp",
+    "exp2",
+    "expm1",
+    "log",
+    "log2",
+    "log10",
+    "log1p",
+    "sqrt",
+    "cbrt",
+    "square",
+    "reciprocal",
+    "sin",
+    "cos",
+    "tan",
+    "arcsin",
+    "arccos",
+    "arctan",
+    "sinh",
+    "cosh",
+    "tanh",
+    "arcsinh",
+    "arccosh",
+    "arctanh",
+    "deg2rad",
+    "rad2deg",
+    "relu",
+    "sigmoid",
+    "softplus",
+    "silu",
+    "erf",
+]
 STATICS = [
     ("elu", {"alpha": 0.7}),
     ("leaky_relu", {"negative_slope": 0.3}),
@@ -31,17 +64,21 @@ def _case(name, shape, **static):
     return Case(REGISTRY[name], (uniform(*shape, low=low, high=high),), **static)
 
 
+CASES = [_case(name, (2, 3)) for name in NAMES]
+CASES += [_case(name, (5,), **static) for name, static in STATICS]
+CASES += [_case(name, shape) for name in ("tanh", "relu", "erf") for shape in ((), (1,), (0,), (3, 0, 2), (3, 1, 5))]
+ERRORS = [
+    (lambda: gl.relu("a"), TypeError, "relu: expected a floating-point array, got str"),
+    (lambda: gl.gelu(np.arange(3)), TypeError, "gelu: expected a floating-point array, got int64[3]"),
+    (lambda: gl.silu(np.array(["a"])), TypeError, "silu: expected … got <U1[1]"),
+    (lambda: gl.tanh(np.array([None])), TypeError, "tanh: expected … got object[1]"),
+    (lambda: gl.sigmoid(np.ones(2, complex)), TypeError, "sigmoid: expected … got complex128[2]"),
+]
+
+
 class TestRules(RuleCheck):
-    cases = [_case(name, (2, 3)) for name in NAMES]
-    cases += [_case(name, (5,), **static) for name, static in STATICS]
-    cases += [_case(name, shape) for name in ("tanh", "relu", "erf") for shape in ((), (1,), (0,), (3, 0, 2), (3, 1, 5))]
-    errors = [
-        (lambda: gl.relu("a"), TypeError, "relu: expected a floating-point array, got str"),
-        (lambda: gl.gelu(np.arange(3)), TypeError, "gelu: expected a floating-point array, got int64[3]"),
-        (lambda: gl.silu(np.array(["a"])), TypeError, "silu: expected … got <U1[1]"),
-        (lambda: gl.tanh(np.array([None])), TypeError, "tanh: expected … got object[1]"),
-        (lambda: gl.sigmoid(np.ones(2, complex)), TypeError, "sigmoid: expected … got complex128[2]"),
-    ]
+    cases = CASES
+    errors = ERRORS
 
 
 # name: (function of mpmath, points)
@@ -104,7 +141,9 @@ def test_slope_at_the_kink(f, slope):
 
 def test_nan_stays_nan():
     for name in NAMES:
-        assert np.isnan(REGISTRY[name](np.array([np.nan]))).all(), name
+        with np.errstate(invalid="ignore"):
+            y = REGISTRY[name](np.array([np.nan]))
+        assert np.isnan(y).all(), name
 
 
 def test_public_functions_are_the_ops():

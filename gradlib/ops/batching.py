@@ -42,8 +42,8 @@ def agree(tags: tuple, op: str) -> Any:
 def elementwise_batch(tags: tuple, shapes: tuple, static: dict) -> Any:
     """Broadcast operands line up from the right, so the axis stays where it is."""
     tag = agree(tags, "an elementwise function")
-    if tag is None:
-        return None
+    if tag is None or type(tag) is Mixed:
+        return tag
     sizes = {s[tag.axis] for t, s in zip(tags, shapes, strict=True) if t is None and len(s) >= -tag.axis}
     batch = next(s[tag.axis] for t, s in zip(tags, shapes, strict=True) if t is not None)
     if batch == 1 and sizes - {1}:

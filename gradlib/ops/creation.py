@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..trace import CREATORS, Traced, module_of
-from .join import stack
+from ..trace import CREATORS, module_of
+from .building import as_array
 
 _PLAIN = [
     "arange",
@@ -32,15 +32,9 @@ def _plain(name: str) -> Callable[..., Any]:
     return create
 
 
-def _has_traced(x: Any) -> bool:
-    return type(x) is Traced or (isinstance(x, (list, tuple)) and any(map(_has_traced, x)))
-
-
 def _as_array(like: Any, x: Any, dtype: Any = None, **others: Any) -> Any:
     """np.array and np.asarray: nested lists that hold traced values are stacked."""
-    if not _has_traced(x):
-        return module_of(like).module.asarray(x, dtype=dtype)
-    y = x if type(x) is Traced else stack([_as_array(like, part) for part in x])
+    y = as_array(x, like)
     return y if dtype is None else y.astype(dtype)
 
 

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from ..op import Op, describe, lift, normalize_axis, shape_of, unbroadcast
-from ..trace import HANDLERS, Namespace, module_of, raw
+from ..trace import HANDLERS, Namespace, module_of
 from .matmul import matmul
-from .matrices import check_lapack, check_matrix, diagonal_of, from_lower, matrices_batch, mt
-from .nondiff import stopped
+from .matrices import check_lapack, check_matrix, from_lower, matrices_batch, mt, result_class
+from .nondiff import concrete
 from .reduce import sum_
-from .shape import expand_dims, moveaxis, reshape, squeeze, transpose
+from .shape import expand_dims, reshape, squeeze, transpose
 
 
 # --- solve ---------------------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ def _solve_arrays(xp: Any, a: Any, b: Any) -> Any:
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     n, k, own = b.shape[-2], b.shape[-1], a.ndim - 2
     if not (b.size and a.size):
-        return xp.zeros((*lead, n, k), np.result_type(a, b))
+        return xp.zeros((*lead, n, k), np.result_type(a.dtype, b.dtype))
     more = len(lead) - own
     if more <= 0:
         return xp.linalg.solve(xp.broadcast_to(a, (*lead, n, n)), xp.broadcast_to(b, (*lead, n, k)))
@@ -178,7 +178,6 @@ _slogdet = Op(
     jvp=_slogdet_jvp,
     batch=matrices_batch("slogdet", 0, 0),
 )
-SlogdetResult: Any = type(np.linalg.slogdet(np.ones((1, 1))))
 
 
 # --- pinv ----------------------------------------------------------------------------------------------------------
@@ -230,75 +229,18 @@ def pinv(a: Any, rcond: Any = None, hermitian: bool = False, *, rtol: Any = _UNS
 
 
 # --- composed ------------------------------------------------------------------------------------------------------
-def matrix_power(a: Any, n: int) -> Any:
-    """a @ a @ … n times by repeated squaring; the inverse's power for n < 0."""
-    check_matrix("matrix_power", a, square=True)
-    if not hasattr(n, "__index__"):
-        raise TypeError(f"matrix_power: expected an int as exponent, got {type(n).__name__}")
-    if n == 0:
-        xp = module_of(raw(a))
-        return xp.zeros(shape_of(a), a.dtype) + xp.eye(shape_of(a)[-1], dtype=a.dtype)
-    result, square, left = None, _inv(a) if n < 0 else a, abs(n.__index__())
-    while left:
-        if left & 1:
-            result = square if result is None else matmul(result, square)
-        left >>= 1
-        square = matmul(square, square) if left else square
-    return result
-
-
-def multi_dot(arrays: Any, *, out: Any = None) -> Any:
-    """The product of a chain of matrices (vectors at the ends), bracketed at the least cost.
-
-    Source: Cormen, Leiserson, Rivest & Stein, *Introduction to Algorithms*, "Matrix-chain multiplication".
-    """
-    chain = list(arrays)
-    if out is not None or len(chain) < 2:
-        raise ValueError("multi_dot: expected at least two arrays, and no out=")
-    first, last = len(shape_of(chain[0])), len(shape_of(chain[-1]))
-    chain[0] = expand_dims(chain[0], 0) if first == 1 else chain[0]
-    chain[-1] = expand_dims(chain[-1], 1) if last == 1 else chain[-1]
-    for x in chain:
-        if len(shape_of(x)) != 2:
-            raise np.linalg.LinAlgError(f"multi_dot: expected matrices, and vectors at the ends only, got {describe(x)}")
-    y = _multiply_chain(chain, _cuts([*[shape_of(x)[0] for x in chain], shape_of(chain[-1])[1]]), 0, len(chain) - 1)
-    drop = tuple(i for i, n in enumerate((first, last)) if n == 1)
-    return squeeze(y, drop) if drop else y
-
-
-def _cuts(sizes: list[int]) -> dict[tuple[int, int], int]:
-    """For each part (i, j) of a chain, matrix n of which is sizes[n] × sizes[n+1], where to cut it."""
-    n = len(sizes) - 1
-    cost, cut = {(i, i): 0 for i in range(n)}, {}
-    for length in range(1, n):
-        for i in range(n - length):
-            j = i + length
-            prices = {
-                k: cost[i, k] + cost[k + 1, j] + sizes[i] * sizes[k + 1] * sizes[j + 1] for k in range(i, j)
-            }
-            cut[i, j] = min(prices, key=prices.__getitem__)
-            cost[i, j] = prices[cut[i, j]]
-    return cut
-
-
-def _multiply_chain(chain: list[Any], cut: dict, i: int, j: int) -> Any:
-    if i == j:
-        return chain[i]
-    k = cut[i, j]
-    return matmul(_multiply_chain(chain, cut, i, k), _multiply_chain(chain, cut, k + 1, j))
-
-
 def lstsq(a: Any, b: Any, rcond: Any = None) -> tuple:
     """(x, residuals, rank, singular values) of least squares, x = a⁺ b; a (M, N), b (M,) or (M, K)."""
-    from .decompositions import svdvals
+    from .svd import svdvals
 
     check_matrix("lstsq", a)
     (m, n), eps = shape_of(a), float(np.finfo(a.dtype).eps)
     cut = max(m, n) * eps if rcond is None else eps if rcond == -1 else float(rcond)
     s = svdvals(a)
     x = matmul(pinv(a, cut), b)
-    rank = int((raw(s) > cut * raw(s).max(initial=0)).sum())
-    residuals = sum_((matmul(a, x) - b) ** 2, 0) if rank == n < m else module_of(raw(s)).zeros(0, s.dtype)
+    values = concrete(s, "the rank in lstsq")
+    rank = int((values > cut * values.max()).sum()) if values.size else 0
+    residuals = sum_((matmul(a, x) - b) ** 2, 0) if rank == n < m else module_of(s).zeros(0, s.dtype)
     return x, reshape(residuals, (-1,)), rank, s
 
 
@@ -326,10 +268,8 @@ HANDLERS.update(
         np.linalg.solve: solve,
         np.linalg.inv: lambda a: _inv(a),
         np.linalg.det: lambda a: _det(a),
-        np.linalg.slogdet: lambda a: SlogdetResult(*_slogdet(a)),
+        np.linalg.slogdet: lambda a: result_class("slogdet")(*_slogdet(a)),
         np.linalg.pinv: pinv,
-        np.linalg.matrix_power: matrix_power,
-        np.linalg.multi_dot: multi_dot,
         np.linalg.lstsq: lstsq,
         np.linalg.tensorsolve: tensorsolve,
         np.linalg.tensorinv: tensorinv,

@@ -5,6 +5,7 @@ Matrices stand on the last two axes, (..., M, N); a stack of them is [V, ..., M,
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,17 @@ def on_diagonal(xp: Any, d: Any) -> Any:
     return xp.expand_dims(d, -1) * xp.eye(d.shape[-1], dtype=d.dtype)
 
 
+def inverse_gaps(xp: Any, w: Any, sign: int = -1) -> Any:
+    """E_ij = 1 / (w_j ± w_i), and 0 where that is 0 but for rounding. w (..., N) -> (..., N, N)."""
+    n = w.shape[-1]
+    gap = xp.expand_dims(w, -2) + sign * xp.expand_dims(w, -1)
+    if not n:
+        return gap
+    noise = n * float(np.finfo(w.dtype).eps) * xp.max(xp.abs(w), axis=-1, keepdims=True)
+    equal = xp.less_equal(xp.abs(gap), xp.expand_dims(noise, -1))
+    return xp.where(equal, 0, 1 / xp.where(equal, 1, gap))
+
+
 def check_matrix(name: str, a: Any, square: bool = False) -> None:
     """Raise unless `a` holds (square) matrices of a dtype that LAPACK takes."""
     shape = shape_of(a)
@@ -83,6 +95,12 @@ def check_lapack(name: str, a: Any) -> None:
     """Raise TypeError for float16, which LAPACK does not take."""
     if getattr(a, "dtype", None) == np.float16:
         raise TypeError(f"{name}: expected float32 or float64, got {describe(a)}; cast it with x.astype(np.float32)")
+
+
+@cache
+def result_class(name: str) -> Any:
+    """The named tuple that np.linalg's function `name` returns."""
+    return type(getattr(np.linalg, name)(np.ones((1, 1))))
 
 
 def matrices_batch(name: str, *cores: int) -> Any:

@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..trace import Traced
-from . import arithmetic, elementwise, index, matmul, nondiff, reduce, shape
+import numpy as np
+
+from ..trace import HANDLERS, Traced, lose_trace
+from . import arithmetic, cumulative, elementwise, index, matmul, nondiff, numeric, questions, reduce, shape
+from .building import as_array, compress
+
+_UNUSUAL = frozenset({type(None), str, list, tuple})
+
+def _in_place(name: str) -> Callable[..., Any]:
+    """x.sort() and x.partition() would change x: it says what to write."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise lose_trace(f"x.{name}()", f"write y = np.{name}(x)")
+
+    return method
+
 
 _BINARY: dict[str, Callable[..., Any]] = {
     "add": arithmetic.add,
     "sub": arithmetic.subtract,
     "mul": arithmetic.multiply,
     "truediv": arithmetic.divide,
+    "mod": numeric.mod,
     "pow": arithmetic.power,
     "matmul": matmul.matmul,
     "floordiv": nondiff.floor_divide,
@@ -53,22 +68,37 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "take": index.take,
     "diagonal": index.diagonal,
     "trace": index.trace,
-    "argmax": nondiff.HANDLERS[index.np.argmax],
-    "argmin": nondiff.HANDLERS[index.np.argmin],
-    "argsort": nondiff.HANDLERS[index.np.argsort],
+    "argmax": HANDLERS[np.argmax],
+    "argmin": HANDLERS[np.argmin],
+    "argsort": HANDLERS[np.argsort],
+    "all": HANDLERS[np.all],
+    "any": HANDLERS[np.any],
+    "nonzero": questions.nonzero,
+    "searchsorted": questions.searchsorted,
+    "cumprod": cumulative.cumprod,
+    "round": nondiff.round_,
+    "conj": elementwise.positive,
+    "conjugate": elementwise.positive,
+    "compress": lambda a, condition, axis=None: compress(condition, a, axis),
+    "sort": _in_place("sort"),
+    "partition": _in_place("partition"),
     "repeat": index.repeat,
     "copy": elementwise.positive,
 }
 
 
 def _operator(call: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The method and its reflected twin. Classes that NumPy cannot handle get their own turn."""
+    """The method and its reflected twin. Lists become arrays; what NumPy cannot handle gets its own turn."""
 
     def method(self: Any, other: Any) -> Any:
-        return NotImplemented if other is None or isinstance(other, str) else call(self, other)
+        if type(other) in _UNUSUAL:
+            return call(self, as_array(other, self)) if isinstance(other, (list, tuple)) else NotImplemented
+        return call(self, other)
 
     def reflected(self: Any, other: Any) -> Any:
-        return NotImplemented if other is None or isinstance(other, str) else call(other, self)
+        if type(other) in _UNUSUAL:
+            return call(as_array(other, self), self) if isinstance(other, (list, tuple)) else NotImplemented
+        return call(other, self)
 
     return method, reflected
 
@@ -99,6 +129,8 @@ _REST: dict[str, Any] = {
     "transpose": _many(shape.transpose),
     "T": property(shape.transpose),
     "mT": property(shape.matrix_transpose),
+    "real": property(elementwise.positive),
+    "imag": property(numeric.imag),
 }
 for _name, _value in _REST.items():
     setattr(Traced, _name, _value)

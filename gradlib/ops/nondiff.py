@@ -49,6 +49,7 @@ _UFUNCS = [
     "trunc",
     "rint",
     "floor_divide",
+    "heaviside",
 ]
 for _name in _UFUNCS:
     HANDLERS[getattr(np, _name)] = _elementwise(_name)
@@ -60,7 +61,15 @@ bitwise_and, bitwise_or, bitwise_xor, invert = (
 floor_divide = HANDLERS[np.floor_divide]
 
 cast = _op("cast", lambda xp, x, *, dtype: x.astype(dtype), elementwise_batch)
+_round = _op("round", lambda xp, x, *, decimals: xp.round(x, decimals), elementwise_batch)
+_fix = _op("fix", lambda xp, x: xp.trunc(x), elementwise_batch)
 stopped = _op("stop_gradient", lambda xp, x: x, elementwise_batch)
+
+
+def round_(a: Any, decimals: int = 0, out: Any = None) -> Any:
+    if out is not None:
+        raise TypeError("round: out= is not supported on a traced array; use the result instead")
+    return _round(a, decimals=int(decimals))
 
 
 def _index_batch(tags: tuple, shapes: tuple, static: dict) -> Any:
@@ -89,11 +98,18 @@ def _axis_function(name: str, keeps: bool, default: Any) -> Callable[..., Any]:
     return call
 
 
+def concrete(x: Any, what: str) -> Any:
+    """The plain array inside, for what depends on its values; a capture, which would freeze it, raises."""
+    while type(x) is Traced:
+        x = x._concrete(what)
+    return x
+
+
 def _reduced(name: str) -> Callable[..., Any]:
     """any, all, count_nonzero: a plain value, since they are asked for control flow."""
 
     def call(a: Any, axis: Any = None, **others: Any) -> Any:
-        return getattr(module_of(a), name)(raw(a), axis=axis, **others)
+        return getattr(module_of(a), name)(concrete(a, f"np.{name}"), axis=axis, **others)
 
     return call
 
@@ -112,6 +128,9 @@ HANDLERS.update(
         np.argmax: _axis_function("argmax", False, None),
         np.argmin: _axis_function("argmin", False, None),
         np.argsort: _axis_function("argsort", True, -1),
+        np.round: round_,
+        np.around: round_,
+        np.fix: lambda x: _fix(x),
         np.any: _reduced("any"),
         np.all: _reduced("all"),
         np.count_nonzero: _reduced("count_nonzero"),

@@ -15,11 +15,11 @@ import numpy as np
 from ..op import Op, describe, normalize_axes, normalize_axis, shape_of
 from ..trace import HANDLERS, Namespace
 from .batching import reduction_batch
-from .decompositions import svdvals
 from .elementwise import absolute
 from .nondiff import not_equal
 from .reduce import Axes, max_, min_, spread, sum_
 from .shape import expand_dims, moveaxis, reshape
+from .svd import svdvals
 
 
 def _forward(xp: Any, x: Any, *, p: float, axis: Axes, keepdims: bool) -> tuple:

@@ -13,9 +13,10 @@ import numpy as np
 
 from ..op import Op, normalize_axes, normalize_axis, shape_of, total
 from ..trace import HANDLERS, lose_trace
-from .arithmetic import multiply, subtract
+from .arithmetic import multiply, subtract, where
 from .batching import reduction_batch, same_axes_batch
 from .elementwise import sqrt, square
+from .nondiff import equal
 
 Axes = tuple[int, ...]
 
@@ -249,7 +250,13 @@ def var(
 
 def std(a: Any, *args: Any, **kwargs: Any) -> Any:
     """The square root of `var`."""
-    return sqrt(var(a, *args, **kwargs))
+    return safe_root(var(a, *args, **kwargs))
+
+
+def safe_root(v: Any) -> Any:
+    """√v with derivative 0 at 0, as a norm has."""
+    zero = equal(v, 0)
+    return where(zero, 0.0, sqrt(where(zero, 1.0, v)))
 
 
 HANDLERS.update(

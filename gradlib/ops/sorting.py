@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..op import Op, describe, normalize_axes, normalize_axis, shape_of
-from ..trace import HANDLERS, Namespace, lose_trace, raw
+from ..trace import HANDLERS, Namespace, lose_trace
 from .arithmetic import add, multiply, subtract
 from .batching import same_axes_batch
 from .index import getitem, take
@@ -20,16 +20,17 @@ from .reduce import mean
 from .shape import expand_dims, reshape, transpose
 
 
+def _order_forward(xp: Any, x: Any, *, axis: int, kth: tuple[int, ...] | None) -> tuple:
+    return (xp.argsort(x, axis=axis, kind="stable") if kth is None else xp.argpartition(x, kth, axis=axis)), ()
+
+
+_along_axis = same_axes_batch("sort", lambda static: static["axis"])
+_order = Op("order", forward=_order_forward, batch=_along_axis)
+
+
 def _forward(xp: Any, x: Any, *, axis: int, kth: tuple[int, ...] | None) -> tuple:
-    if type(xp) is Namespace:  # the order is data, the same at every level
-        order = _order(xp.module, raw(x), axis, kth)
-        return xp.take_along_axis(x, order, axis), (order,)
-    order = _order(xp, x, axis, kth)
+    order = _order(x, axis=axis, kth=kth) if type(xp) is Namespace else _order_forward(xp, x, axis=axis, kth=kth)[0]
     return xp.take_along_axis(x, order, axis), (order,)
-
-
-def _order(xp: Any, x: Any, axis: int, kth: tuple[int, ...] | None) -> Any:
-    return xp.argsort(x, axis=axis, kind="stable") if kth is None else xp.argpartition(x, kth, axis=axis)
 
 
 def _move(xp: Any, d: Any, order: Any, axis: int) -> Any:
@@ -44,7 +45,7 @@ def _jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int, kth: tuple[int, ...] | 
     return _move(xp, dx[0], saved[0], axis)
 
 
-_sort = Op("sort", forward=_forward, vjp=_vjp, jvp=_jvp, batch=same_axes_batch("sort", lambda static: static["axis"]))
+_sort = Op("sort", forward=_forward, vjp=_vjp, jvp=_jvp, batch=_along_axis)
 
 
 def _flat(a: Any, axis: Any, name: str) -> tuple[Any, int]:
@@ -100,6 +101,9 @@ def quantile(
     """The quantiles q in [0, 1], interpolated linearly between the two nearest entries."""
     if method != "linear" or others:
         raise NotImplementedError('quantile: only method="linear", without weights, is supported on a traced array')
+    if not isinstance(q, (int, float)):  # as in NumPy, an array of quantiles has a say in the dtype, a number has not
+        q = np.asarray(q)
+        a = a if a.dtype == np.result_type(a.dtype, q.dtype, 0.0) else a.astype(np.result_type(a.dtype, q.dtype, 0.0))
     q = np.asarray(q, dtype=np.float64)
     if not bool(((q >= 0) & (q <= 1)).all()):
         raise ValueError("quantile: expected quantiles in [0, 1]")
@@ -107,7 +111,9 @@ def quantile(
     at = q * (shape_of(rows)[-1] - 1)
     low = np.floor(at).astype(int)
     high = np.minimum(low + 1, shape_of(rows)[-1] - 1)
-    flat = [_between(rows, int(i), int(j), float(t)) for i, j, t in zip(low.flat, high.flat, (at - low).flat, strict=True)]
+    flat = [
+        _between(rows, int(i), int(j), float(t)) for i, j, t in zip(low.flat, high.flat, (at - low).flat, strict=True)
+    ]
     if not q.ndim:
         return _finish("quantile", flat[0], axes, keepdims, out)
     from .join import stack
@@ -123,7 +129,7 @@ def _between(rows: Any, i: int, j: int, t: float) -> Any:
 
 def percentile(a: Any, q: Any, *args: Any, **kwargs: Any) -> Any:
     """`quantile` of q / 100."""
-    return quantile(a, np.asarray(q, dtype=np.float64) / 100, *args, **kwargs)
+    return quantile(a, (q if isinstance(q, (int, float)) else np.asarray(q)) / 100, *args, **kwargs)
 
 
 HANDLERS.update(

@@ -16,6 +16,7 @@ from ..op import Op, describe
 from ..trace import HANDLERS, Traced
 from .elementwise import _erf, _sigmoid_op
 from .pointwise import Partial, elementwise
+from .softmax import logsumexp
 from .special import special
 
 _ROOT_PI = math.sqrt(math.pi)
@@ -27,7 +28,7 @@ def _op(name: str, *dfs: Partial, ufunc: str | None = None) -> Op:
 
     def f(xp: Any, *x: Any) -> Any:
         y = getattr(special(xp), name)(*x)
-        dtype = np.result_type(*x)
+        dtype = np.result_type(*[getattr(v, "dtype", v) for v in x])
         return y if y.dtype == dtype or dtype.kind != "f" else y.astype(dtype)
 
     op = elementwise(f"special_{name}", f, *dfs, module="special_functions")
@@ -61,7 +62,7 @@ _op("log_expit", lambda xp, x, y: _sigmoid_op(-x))
 _op("exp10", lambda xp, x, y: math.log(10) * y)
 
 # gamma: the derivatives of ψ are ψ⁽ⁿ⁾(x) = (-1)ⁿ⁺¹ n! ζ(n + 1, x), with Hurwitz' zeta
-zeta = _op("zeta", None, lambda xp, s, q, y: -s * zeta(s + 1, q), ufunc="_zeta")
+zeta: Op = _op("zeta", None, lambda xp, s, q, y: -s * zeta(s + 1, q), ufunc="_zeta")
 digamma = _op("digamma", lambda xp, x, y: zeta(2.0, x), ufunc="psi")
 gammaln = _op("gammaln", lambda xp, x, y: digamma(x))
 _op("loggamma", lambda xp, x, y: digamma(x))
@@ -89,33 +90,34 @@ _op("kl_div", lambda xp, a, b, y: xp.log(a / b), lambda xp, a, b, y: 1 - a / b)
 
 
 # Bessel functions
-i0 = _op("i0", lambda xp, x, y: i1(x))
-i1 = _op("i1", lambda xp, x, y: i0(x) - _or_limit(xp, x, 0.5, lambda s: i1(s) / s))
-i0e = _op("i0e", lambda xp, x, y: i1e(x) - xp.sign(x) * y)
-i1e = _op("i1e", lambda xp, x, y: i0e(x) - xp.sign(x) * y - _or_limit(xp, x, 0.5, lambda s: i1e(s) / s))
-j0 = _op("j0", lambda xp, x, y: -j1(x))
-j1 = _op("j1", lambda xp, x, y: j0(x) - _or_limit(xp, x, 0.5, lambda s: j1(s) / s))
-y0 = _op("y0", lambda xp, x, y: -y1(x))
-y1 = _op("y1", lambda xp, x, y: y0(x) - y / x)
-jv = _op("jv", None, lambda xp, n, x, y: 0.5 * (jv(n - 1, x) - jv(n + 1, x)))
-yn = _op("yn", None, lambda xp, n, x, y: 0.5 * (yn(n - 1, x) - yn(n + 1, x)))
-yv = _op("yv", None, lambda xp, n, x, y: 0.5 * (yv(n - 1, x) - yv(n + 1, x)))
-iv = _op("iv", None, lambda xp, n, x, y: 0.5 * (iv(n - 1, x) + iv(n + 1, x)))
-ive = _op("ive", None, lambda xp, n, x, y: 0.5 * (ive(n - 1, x) + ive(n + 1, x)) - xp.sign(x) * y)
-kv = _op("kv", None, lambda xp, n, x, y: -0.5 * (kv(n - 1, x) + kv(n + 1, x)))
+i0: Op = _op("i0", lambda xp, x, y: i1(x))
+i1: Op = _op("i1", lambda xp, x, y: i0(x) - _or_limit(xp, x, 0.5, lambda s: i1(s) / s))
+i0e: Op = _op("i0e", lambda xp, x, y: i1e(x) - xp.sign(x) * y)
+i1e: Op = _op("i1e", lambda xp, x, y: i0e(x) - xp.sign(x) * y - _or_limit(xp, x, 0.5, lambda s: i1e(s) / s))
+j0: Op = _op("j0", lambda xp, x, y: -j1(x))
+j1: Op = _op("j1", lambda xp, x, y: j0(x) - _or_limit(xp, x, 0.5, lambda s: j1(s) / s))
+y0: Op = _op("y0", lambda xp, x, y: -y1(x))
+y1: Op = _op("y1", lambda xp, x, y: y0(x) - y / x)
+jv: Op = _op("jv", None, lambda xp, n, x, y: 0.5 * (jv(n - 1, x) - jv(n + 1, x)))
+yn: Op = _op("yn", None, lambda xp, n, x, y: 0.5 * (yn(n - 1, x) - yn(n + 1, x)))
+yv: Op = _op("yv", None, lambda xp, n, x, y: 0.5 * (yv(n - 1, x) - yv(n + 1, x)))
+iv: Op = _op("iv", None, lambda xp, n, x, y: 0.5 * (iv(n - 1, x) + iv(n + 1, x)))
+ive: Op = _op("ive", None, lambda xp, n, x, y: 0.5 * (ive(n - 1, x) + ive(n + 1, x)) - xp.sign(x) * y)
+kv: Op = _op("kv", None, lambda xp, n, x, y: -0.5 * (kv(n - 1, x) + kv(n + 1, x)))
 HANDLERS[np.i0] = i0
 
 
 # incomplete gamma: ∂/∂x = ±xᵃ⁻¹ exp(-x) / Γ(a)
 def _gamma_density(xp: Any, a: Any, x: Any) -> Any:
-    return xp.exp(xlogy(a - 1, x) - x - gammaln(a))
+    log_gamma = math.lgamma(a) if isinstance(a, (int, float)) else gammaln(a)
+    return xp.exp(xlogy(a - 1, x) - x - log_gamma)
 
 
 _op("gammainc", None, lambda xp, a, x, y: _gamma_density(xp, a, x))
 _op("gammaincc", None, lambda xp, a, x, y: -_gamma_density(xp, a, x))
 
 
-def _only_second(name: str, op: Op) -> Any:
+def _only_second(name: str, op: Any) -> Any:
     """No derivative by the first argument is known in closed form: a traced one is refused, not taken for data."""
 
     def call(order: Any, x: Any) -> Any:
@@ -133,14 +135,8 @@ for _name in ("_zeta", "jv", "yn", "yv", "iv", "ive", "kv", "gammainc", "gammain
     HANDLERS["scipy.special", _name] = _only_second(_name.strip("_"), HANDLERS["scipy.special", _name])
 
 
-def polygamma(n: int, x: Any) -> Any:
-    """The n-th derivative of ψ = digamma, n ≥ 0 (SciPy's own converts its argument, and so cannot be traced).
+def _logaddexp_reduce(array: Any, axis: int = 0, keepdims: bool = False) -> Any:
+    return logsumexp(array, axis, keepdims)
 
-    x: any shape, floating point; result of its shape and dtype. Formula: DLMF 25.11.12.
 
-    >>> round(polygamma(1, np.array(1.0)).item(), 6)  # π²/6
-    1.644934
-    """
-    if not n:
-        return digamma(x)
-    return (-1) ** (n + 1) * math.factorial(n) * zeta(float(n + 1), x)
+HANDLERS[np.logaddexp, "reduce"] = _logaddexp_reduce

@@ -1,0 +1,76 @@
+"""Joining and splitting against NumPy and finite differences."""
+
+import numpy as np
+import pytest
+from rulecheck import Case, RuleCheck, randn
+
+import gradlib as gl
+from gradlib.op import REGISTRY
+
+OP = REGISTRY["concatenate"]
+
+
+CASES = [
+    Case(OP, (randn(2, 3), randn(1, 3)), axis=0),
+    Case(OP, (randn(2, 3), randn(2, 1), randn(2, 0)), axis=1),
+    Case(OP, (randn(3),), axis=0),
+    Case(OP, (randn(2), np.array([1, 2], np.int8)), axis=0),
+    Case(OP, (randn(0, 2), randn(0, 2)), axis=0),
+]
+ERRORS = [
+    (
+        lambda: gl.grad(lambda x: np.concatenate([x, np.ones((2, 2))], 0).sum())(np.ones((1, 3))),
+        ValueError,
+        "concatenate: shapes differ beside axis 0: … float64[1, 3] … float64[2, 2]",
+    ),
+    (
+        lambda: gl.grad(lambda x: np.concatenate([x, np.ones(3)]).sum())(np.ones((1, 3))),
+        ValueError,
+        "concatenate: shapes differ",
+    ),
+    (lambda: gl.grad(lambda x: np.concatenate([x], 3).sum())(np.ones(3)), ValueError, "concatenate: axis 3"),
+    (lambda: gl.grad(lambda x: np.stack([x, np.ones(2)]).sum())(np.ones(3)), ValueError, "stack: expected equal"),
+    (lambda: gl.grad(lambda x: np.split(x, 2)[0].sum())(np.ones(3)), ValueError, "split: axis of size 3"),
+    (
+        lambda: gl.grad(lambda x: np.concatenate([x], out=np.ones(3)).sum())(np.ones(3)),
+        TypeError,
+        "concatenate: out=",
+    ),
+]
+
+
+class TestRules(RuleCheck):
+    cases = CASES
+    errors = ERRORS
+
+
+X, Y, V = randn(2, 3), randn(2, 3, seed=9), randn(4)
+CALLS = {
+    "none axis": lambda x, y: np.concatenate([x, y], axis=None),
+    "plain between": lambda x, y: np.concatenate([x, np.ones((2, 1)), y], axis=-1),
+    "stack": lambda x, y: np.stack([x, y, x], axis=1),
+    "stack last": lambda x, y: np.stack((x, y), -1),
+    "stack numbers": lambda x, y: np.stack([x[0, 0], y[0, 0], 1.0]),
+    "hstack": lambda x, y: np.hstack([x, y]),
+    "hstack 1d": lambda x, y: np.hstack([x[0], y[0, 0]]),
+    "vstack": lambda x, y: np.vstack([x, y[0]]),
+    "column_stack": lambda x, y: np.column_stack([x[:, 0], y]),
+    "split": lambda x, y: np.split(x, 3, axis=1)[1] * np.split(y, [1, 2], axis=1)[2],
+    "array_split": lambda x, y: np.array_split(x, 2, axis=1)[0] + np.array_split(y, 2, 1)[0],
+    "split beyond": lambda x, y: np.concatenate([*np.split(x, [1, 7], axis=1), y], axis=1),
+    "split unsorted": lambda x, y: np.concatenate([*np.split(x, [2, 1], axis=1), y], axis=1),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_numpy_conventions(name):
+    f = CALLS[name]
+    np.testing.assert_array_equal(gl.vjp(f, X, Y)[0], f(X, Y))
+    gl.check_grads(f, (X, Y), order=2)
+
+
+def test_pieces_have_the_dtypes_of_their_sources():
+    x, y = X.astype("float32"), Y
+    z, pullback = gl.vjp(lambda x, y: np.concatenate([x, y]), x, y)
+    dx, dy = pullback(np.ones_like(z))
+    assert (z.dtype, dx.dtype, dy.dtype) == ("float64", "float32", "float64")

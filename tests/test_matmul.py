@@ -1,0 +1,112 @@
+"""Matrix products: rules with broadcast leading axes, einsum's letters, NumPy's conventions."""
+
+import numpy as np
+import pytest
+from rulecheck import Case, RuleCheck, randn
+
+import gradlib as gl
+from gradlib.op import REGISTRY
+
+MATMUL, EINSUM = REGISTRY["matmul"], REGISTRY["einsum"]
+SHAPES = [
+    ((2, 3), (3, 4)), ((1, 1), (1, 1)), ((2, 2, 3), (3, 1)), ((2, 3), (2, 3, 2)), ((2, 1, 2, 3), (3, 3, 2)),
+    ((1, 2, 3), (2, 3, 1)), ((0, 3), (3, 2)), ((2, 0), (0, 3)), ((2, 3), (3, 0)), ((0, 2, 3), (3, 2)),
+]  # fmt: skip
+EINSUMS = [
+    (("ij", "jk"), "ik", ((2, 3), (3, 2))),
+    (("ij", "ij"), "ij", ((2, 3), (2, 3))),
+    (("bij", "bjk"), "kbi", ((2, 2, 3), (2, 3, 1))),
+    (("a", "b", "c"), "cab", ((2,), (3,), (2,))),
+    (("ij",), "ji", ((2, 3),)),
+    (("i", "i"), "", ((3,), (3,))),
+    (("ij", "jk"), "ik", ((0, 3), (3, 2))),
+    (("VW", "WX"), "VX", ((2, 2), (2, 2))),
+]
+
+
+CASES = [Case(MATMUL, (randn(*a), randn(*b, seed=3))) for a, b in SHAPES]
+CASES += [Case(EINSUM, [randn(*s, seed=i) for i, s in enumerate(shapes)], terms=terms, out=out)
+          for terms, out, shapes in EINSUMS]  # fmt: skip
+ERRORS = [
+    (
+        lambda: gl.grad(lambda x: np.sum(x @ np.ones((4, 2))))(np.ones((2, 3))),
+        ValueError,
+        "matmul: expected (..., n, k) @ (..., k, m), got float64[2, 3] @ float64[4, 2]",
+    ),
+    (
+        lambda: gl.grad(lambda x: np.sum(x @ np.ones((3, 3, 2))))(np.ones((2, 2, 3))),
+        ValueError,
+        "matmul: leading axes do not broadcast",
+    ),
+    (lambda: gl.grad(lambda x: x @ x)(1.0), ValueError, "matmul: expected arrays of at least one dimension"),
+    (lambda: gl.grad(lambda x: np.einsum("ij->i", x).sum())(np.ones(3)), ValueError, "einsum: term 'ij'"),
+    (lambda: gl.grad(lambda x: np.einsum("i,j", x))(np.ones(3)), ValueError, "einsum: 2 terms … 1 arguments"),
+    (
+        lambda: gl.grad(lambda x: np.einsum("i,i", x, np.ones(4)))(np.ones(3)),
+        ValueError,
+        "einsum: letter 'i' of 'i,i' has sizes 3 and 4",
+    ),
+    (
+        lambda: gl.grad(lambda x: np.tensordot(x, np.ones((4, 2)), 1).sum())(np.ones((2, 3))),
+        ValueError,
+        "tensordot: axes 1 do not match in float64[2, 3] and float64[4, 2]",
+    ),
+]
+
+
+class TestRules(RuleCheck):
+    cases = CASES
+    errors = ERRORS
+
+
+A, B, U, T = randn(3, 4), randn(4, 2), randn(4), randn(2, 3, 4)
+CALLS = {
+    "matrix vector": lambda: (lambda a, u: a @ u, A, U),
+    "vector matrix": lambda: (lambda u, b: u @ b, U, B),
+    "vector vector": lambda: (lambda u, v: u @ v, U, U + 1),
+    "batched vector": lambda: (lambda t, u: t @ u, T, U),
+    "vector batched": lambda: (lambda u, t: u @ t.swapaxes(1, 2), U, T),
+    "reflected": lambda: (lambda b: A @ b, B),
+    "dot": lambda: (lambda a, b: np.dot(a, b) + a.dot(B), A, B),
+    "dot numbers": lambda: (lambda a, u: np.dot(a[0, 0], u), A, U),
+    "dot high": lambda: (lambda t, b: np.dot(t, b[None] * np.ones((3, 1, 1))), T, B),
+    "inner": lambda: (lambda t, a: np.inner(t, a), T, A),
+    "outer": lambda: (lambda u, t: np.outer(u, t), U, T),
+    "vdot": lambda: (lambda a, c: np.vdot(a, c), A, A + 1),
+    "tensordot": lambda: (lambda t, a: np.tensordot(t, a), T, A),
+    "tensordot axes": lambda: (
+        lambda t, a: np.tensordot(t, a, ((1, 2), (0, 1))) + np.tensordot(t, a, (-2, 0))[:, 0, 0],
+        T,
+        A,
+    ),
+    "tensordot none": lambda: (lambda u, v: np.tensordot(u, v, 0), U, U),
+    "kron": lambda: (lambda a, b: np.kron(a, b), A, B),
+    "kron ranks": lambda: (lambda u, b: np.kron(u, b), U, B),
+    "einsum implicit": lambda: (lambda a, b: np.einsum("ij,jk", a, b), A, B),
+    "einsum trace": lambda: (lambda t: np.einsum("iij->j", t[:, :2]), T),
+    "einsum diagonal": lambda: (lambda t: np.einsum("ii->i", t[0][:, :3]), T),
+    "einsum lone letters": lambda: (lambda t, a: np.einsum("bij,ik->b", t, a), T, A),
+    "einsum dots": lambda: (lambda t, b: np.einsum("...j,jk->...k", t, b), T, B),
+    "einsum dots both": lambda: (lambda t, a: np.einsum("...j,...j", t, a), T, A),
+    "einsum dots summed": lambda: (lambda t: np.einsum("i...->...", t), T),
+    "einsum one broadcast": lambda: (lambda a, c: np.einsum("ij,ij->j", a, c[:1]), A, A),
+    "einsum three": lambda: (lambda a, b, u: np.einsum("ij,jk,j->ki", a, b, u), A, B, U),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_numpy_conventions(name):
+    f, *args = CALLS[name]()
+    y, want = gl.vjp(f, *args)[0], f(*args)
+    assert y.shape == np.shape(want)
+    np.testing.assert_allclose(y, want, rtol=1e-13)
+    gl.check_grads(f, tuple(args), order=2)
+    for argnum in range(len(args)):
+        fwd, rev = (gl.jacobian(f, argnum, mode=m)(*args) for m in ("fwd", "rev"))
+        assert fwd.shape == (*np.shape(want), *args[argnum].shape)
+        np.testing.assert_allclose(fwd, rev, atol=1e-13)
+
+
+def test_float16_products_accumulate_in_float32():
+    x = np.full((1, 4096), 1.0, np.float16)
+    assert float(gl.vjp(lambda x: x @ x.T, x)[0][0, 0]) == 4096
