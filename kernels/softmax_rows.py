@@ -172,6 +172,7 @@ def held_rows_derivative(T, kind, L, R):
     add, _ = reductions(T, L)
     load, store = row_access(T, L, R)
     one_in, one_out = kind == "logsumexp", kind == "logsumexp_jvp"
+    of_sum = one_in or one_out  # exp(x - lse) is normalised anew: a large lse is rounded
     PAD = 0.0 if kind == "softmax" else -INFINITY  # probability 0
 
     def body(
@@ -187,6 +188,13 @@ def held_rows_derivative(T, kind, L, R):
         load(y, row * n, mine, lane, p, wide)
         for k in range(R):
             p[k] = probability(p[k], shift)
+        if of_sum:
+            q = T(0)
+            for k in range(R):
+                q += p[k]
+            q = add(q)
+            for k in range(R):
+                p[k] = divide(p[k], q) if q > T(0) else T(0)
         v = int64(cuda.blockIdx.y)
         while v < V:
             place = v * rows + row
@@ -220,6 +228,7 @@ def streamed_rows_derivative(T, kind):
     W = vector_width(T)
     load, store = tile_access(T, W)
     one_in, one_out = kind == "logsumexp", kind == "logsumexp_jvp"
+    of_sum = one_in or one_out
 
     def body(
         y: pointer(T), lse: pointer(T), d: pointer(T), out: pointer(T), rows: int64, n: int32, V: int64, wide: int32
@@ -227,6 +236,15 @@ def streamed_rows_derivative(T, kind):
         row, first = int64(cuda.blockIdx.x), int32(cuda.threadIdx.x) * W
         base, shift = row * n, lse[row]
         p, tile = cuda.local.array(W, T), cuda.local.array(W, T)
+        q = T(0)
+        if of_sum:
+            j = first
+            while j < n:
+                load(y, base + j, base + n, p, 0, wide)
+                for k in range(W):
+                    q += probability(p[k], shift) if j + k < n else T(0)
+                j += int32(cuda.blockDim.x) * W
+            q = add(q)
         v = int64(cuda.blockIdx.y)
         while v < V:
             place = v * rows + row
@@ -242,6 +260,8 @@ def streamed_rows_derivative(T, kind):
                         s += term(probability(p[k], shift), tile[k]) if j + k < n else T(0)
                     j += int32(cuda.blockDim.x) * W
                 s = add(s)
+            if of_sum:
+                s = divide(s, q) if q > T(0) else T(0)
             j = first
             if one_out:
                 if j == 0:

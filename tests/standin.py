@@ -81,7 +81,7 @@ def _host(x):
 def _device(x):
     if isinstance(x, (np.ndarray, np.generic)):
         return DeviceArray(x)
-    return type(x)(map(_device, x)) if isinstance(x, (tuple, list)) else x
+    return (list if isinstance(x, list) else tuple)(map(_device, x)) if isinstance(x, (tuple, list)) else x
 
 
 def _wrapped(f):
@@ -125,6 +125,7 @@ def _special():
 
 
 MODULE = Module("standin", np, cupy)
+MODULE.linalg = Module("standin.linalg", np.linalg, cupy and cupy.linalg)
 MODULE.special = Module("standin.special", _special(), None)
 MODULE.ndarray = DeviceArray
 MODULE.asarray = MODULE.array = lambda x, dtype=None: DeviceArray(
