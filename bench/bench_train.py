@@ -130,11 +130,12 @@ def gradient_reference(inputs: Any) -> dict[str, Any]:
     return {"loss": loss, "grads": grads}
 
 
-def gradlib_gradient(inputs: Any, device: str) -> Any:
+def gradlib_gradient(inputs: Any, device: str, captured: bool = False) -> Any:
     import gradlib as gl
 
     net, params, (x,), (y,) = article.gradlib_network(inputs, device)
     step, wait = gl.value_and_grad(lambda params, x, y: gl.cross_entropy(net(params, x), y)), done(device)
+    step = gl.capture(step) if captured else step
 
     def run() -> Any:
         result = step(params, x, y)
@@ -232,6 +233,7 @@ gradient = Case(
     gradient_reference,
     {
         "gradlib": gradlib_gradient,
+        "gradlib captured": partial(gradlib_gradient, captured=True),
         "torch": torch_gradient,
         "jax": jax_gradient,
         "autograd": autograd_gradient,
