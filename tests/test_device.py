@@ -1,0 +1,89 @@
+"""Arrays of other libraries, creation like a traced array, the array namespace, moving trees."""
+
+import numpy as np
+import pytest
+
+import gradlib as gl
+from gradlib.device import adopt, array_module, is_array
+
+X = np.arange(1.0, 4.0)
+
+
+def test_a_jax_array_goes_in_without_a_copy():
+    jnp = pytest.importorskip("jax.numpy")
+    x = jnp.arange(1.0, 4.0, dtype=jnp.float32)
+    ours = adopt(x)
+    assert type(ours) is np.ndarray
+    assert ours.ctypes.data == x.unsafe_buffer_pointer()
+    got = gl.grad(lambda x: np.sum(x**3 * jnp.ones(3)))(x)
+    assert type(got) is np.ndarray
+    np.testing.assert_allclose(got, 3 * np.asarray(x) ** 2)
+    np.testing.assert_allclose(gl.softmax(adopt(x)).sum(), 1, rtol=1e-6)
+
+
+def test_a_torch_tensor_goes_in_without_a_copy():
+    torch = pytest.importorskip("torch")
+    x = torch.arange(1.0, 4.0, dtype=torch.float64)
+    assert adopt(x).ctypes.data == x.data_ptr()
+    np.testing.assert_allclose(gl.grad(lambda x: np.sum(x * x))(x), 2 * X)
+
+
+def test_dlpack_of_anyone():
+    class Foreign:
+        """Another library's array, as far as DLPack goes."""
+
+        def __dlpack_device__(self):
+            return X.__dlpack_device__()
+
+        def __dlpack__(self, **kwargs):
+            return X.__dlpack__(**kwargs)
+
+    np.testing.assert_allclose(gl.grad(lambda x: np.sum(np.sin(x)))(Foreign()), np.cos(X))
+    np.testing.assert_allclose(gl.grad(lambda x: np.sum(x * Foreign()))(X), X)
+
+
+def test_what_is_no_array_stays():
+    for thing in (None, 3, "x", [1.0], object, np.ndarray):
+        assert adopt(thing) is thing
+        assert not is_array(thing)
+
+
+LIKE = {
+    "zeros": lambda x: np.zeros(3, like=x) + x,
+    "full": lambda x: np.full(3, 2.0, like=x) * x,
+    "arange": lambda x: np.arange(3, like=x) * x,
+    "eye": lambda x: np.eye(3, like=x) @ x,
+    "asarray of numbers": lambda x: np.asarray([1.0, 2.0, 3.0], like=x) * x,
+    "asarray of traced values": lambda x: np.asarray([x[0], 2 * x[1], x[2] * x[0]], like=x),
+    "array of lists": lambda x: np.array([[x[0], 1.0], [x[1], x[2]]], like=x) @ np.ones(2),
+    "array of itself": lambda x: np.array(x, dtype=np.float64, like=x) ** 2,
+}
+
+
+@pytest.mark.parametrize("name", LIKE)
+def test_creation_like_a_traced_array(name):
+    gl.check_grads(LIKE[name], (X,), order=2, rtol=1e-4)
+
+
+def test_the_array_namespace_of_a_traced_array():
+    def f(x):
+        xp = x.__array_namespace__()
+        return xp.sum(xp.exp(x) * xp.linspace(0, 1, 3)) + xp.linalg.norm(xp.concat([x, xp.ones(2)]))
+
+    want = np.exp(X) * np.linspace(0, 1, 3) + X / np.sqrt(np.sum(X * X) + 2)
+    np.testing.assert_allclose(gl.grad(f)(X), want, rtol=1e-12)
+    with pytest.raises(NotImplementedError, match="fft"):
+        gl.grad(lambda x: x.__array_namespace__().fft.fft(x).sum())(X)
+
+
+def test_to_device():
+    tree = {"w": X, "n": 3, "none": None}
+    moved = gl.to_device(tree, "cpu")
+    assert moved["w"] is X
+    assert moved["n"] == 3
+    with pytest.raises(ValueError, match='to_device: expected device "cuda" or "cpu"'):
+        gl.to_device(tree, "gpu")
+    if not gl.device_info():
+        with pytest.raises(RuntimeError, match="CuPy is"):
+            gl.to_device(tree, "cuda")
+    assert array_module(X) is np
