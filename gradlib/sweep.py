@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .device import SIMULATING
-from .trace import Namespace, Node, Trace, Traced, lower_namespace
+from .device import SIMULATING, array_module
+from .trace import Namespace, Node, Trace, Traced, lower_namespace, raw
 
 
 def rules_namespace(xp: Any, stacks: Sequence[Any]) -> Any:
@@ -38,7 +38,7 @@ def take_cotangent(trace: Trace, node: Node, cotangents: list[Any]) -> Any:
     some = next((p for p in parts if p is not None), None)
     if some is None:
         return None
-    xp, shapes = rules_namespace(node.xp, parts), trace.outs[slot : slot + node.outputs]
+    xp, shapes = array_module(raw(some)), trace.outs[slot : slot + node.outputs]
     return tuple(xp.zeros((some.shape[0], *s), t) if p is None else p for p, (s, t) in zip(parts, shapes, strict=True))
 
 

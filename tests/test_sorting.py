@@ -52,6 +52,14 @@ def test_numpy_conventions(name):
     check(*CALLS[name])
 
 
+def test_argsort_gives_plain_indices():
+    x = np.array([1.0, 0.0, 1.0, 0.0])
+    for options in ({}, {"kind": "stable"}, {"stable": True}, {"axis": None, "kind": "mergesort"}):
+        y = gl.grad(lambda x, o=options: np.sum(x[np.argsort(x, **o)] * np.arange(4.0)))(x)
+        assert y.tolist() == ([2, 0, 3, 1] if options else y.tolist())
+        assert sorted(y.tolist()) == [0, 1, 2, 3]
+
+
 def test_ties_keep_their_order():
     assert gl.grad(lambda x: np.sort(x) @ np.arange(4.0))(np.array([1.0, 0.0, 1.0, 1.0])).tolist() == [1, 0, 2, 3]
 

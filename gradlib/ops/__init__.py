@@ -16,6 +16,7 @@ from . import (  # noqa: F401  (importing registers the handlers of NumPy's func
     join,
     linalg,
     linear,
+    masked,
     matmul,
     matrices,
     methods,

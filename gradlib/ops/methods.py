@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..trace import HANDLERS, Traced, lose_trace
-from . import arithmetic, cumulative, elementwise, index, matmul, nondiff, numeric, questions, reduce, shape
+from . import arithmetic, cumulative, elementwise, index, masked, matmul, nondiff, numeric, questions, reduce, shape
 from .building import as_array, compress
 
 _UNUSUAL = frozenset({type(None), str, list, tuple})
+
 
 def _in_place(name: str) -> Callable[..., Any]:
     """x.sort() and x.partition() would change x: it says what to write."""
@@ -50,11 +51,11 @@ _UNARY: dict[str, Callable[..., Any]] = {
     "invert": nondiff.invert,
 }
 _METHODS: dict[str, Callable[..., Any]] = {
-    "sum": reduce.sum_,
-    "mean": reduce.mean,
-    "prod": reduce.prod,
-    "max": reduce.max_,
-    "min": reduce.min_,
+    "sum": masked.sum_,
+    "mean": masked.mean,
+    "prod": masked.prod,
+    "max": masked.max_,
+    "min": masked.min_,
     "var": reduce.var,
     "std": reduce.std,
     "cumsum": reduce.cumsum,

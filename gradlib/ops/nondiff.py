@@ -105,6 +105,15 @@ def concrete(x: Any, what: str) -> Any:
     return x
 
 
+def known(mask: Any) -> bool:
+    """Whether all of a mask holds, for a cheaper formula; never inside a capture, whose replay may bring other data."""
+    while type(mask) is Traced:
+        if mask.owner.unit is not None:
+            return False
+        mask = mask.value
+    return bool(mask.all())
+
+
 def _reduced(name: str) -> Callable[..., Any]:
     """any, all, count_nonzero: a plain value, since they are asked for control flow."""
 

@@ -16,7 +16,7 @@ from ..trace import HANDLERS, lose_trace
 from .arithmetic import multiply, subtract, where
 from .batching import reduction_batch, same_axes_batch
 from .elementwise import sqrt, square
-from .nondiff import equal
+from .nondiff import equal, known
 
 Axes = tuple[int, ...]
 
@@ -104,7 +104,7 @@ def _prod_forward(xp: Any, x: Any, *, axis: Axes, keepdims: bool) -> tuple:
 
 def _products_of_others(xp: Any, x: Any, axis: Axes) -> Any:
     """Π_{j≠i} x_j over the reduced axes: y / x, or with zeros the products of what stands before and after x_i."""
-    if not bool(xp.any(xp.equal(x, 0))):
+    if known(xp.not_equal(x, 0)):
         return xp.prod(x, axis=axis, keepdims=True) / x
     keep = tuple(a for a in range(x.ndim) if a not in axis)
     order = (*keep, *axis)

@@ -240,6 +240,7 @@ HANDLERS.update(
         np.shape: lambda a: a.shape,
         np.ndim: lambda a: a.ndim,
         np.size: lambda a, axis=None: a.size if axis is None else a.shape[axis],
+        np.ascontiguousarray: lambda a, dtype=None: a,  # for rules; NumPy's own does not dispatch
         np.copy: lambda a, order="K", subok=False: a,
     }
 )

@@ -61,6 +61,19 @@ def sort(a: Any, axis: Any = -1, kind: Any = None, order: Any = None, *, stable:
     return _sort(a, axis=axis, kth=None)
 
 
+_unstable = HANDLERS[np.argsort]
+
+
+def argsort(a: Any, axis: Any = -1, kind: Any = None, order: Any = None, *, stable: Any = None) -> Any:
+    """The places of the sorted entries: plain indices."""
+    if order is not None:
+        raise NotImplementedError("argsort: order= is for structured arrays")
+    if not stable and kind in (None, "quicksort", "heapsort"):
+        return _unstable(a, axis)
+    a, axis = _flat(a, axis, "argsort")
+    return _order(a, axis=axis, kth=None)
+
+
 def partition(a: Any, kth: Any, axis: Any = -1, kind: str = "introselect", order: Any = None) -> Any:
     if order is not None:
         raise NotImplementedError("partition: order= is for structured arrays, which have no derivative")
@@ -133,5 +146,12 @@ def percentile(a: Any, q: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 HANDLERS.update(
-    {np.sort: sort, np.partition: partition, np.median: median, np.quantile: quantile, np.percentile: percentile}
+    {
+        np.argsort: argsort,
+        np.sort: sort,
+        np.partition: partition,
+        np.median: median,
+        np.quantile: quantile,
+        np.percentile: percentile,
+    }
 )

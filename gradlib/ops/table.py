@@ -16,7 +16,8 @@ from .conventions import CONVENTIONS
 FILE = pathlib.Path(__file__).parent / "SUPPORTED.md"
 #: Files whose functions give plain values, and single functions that do.
 _PLAIN_FILES = {"nondiff", "questions"}
-_PLAIN = {"np.shape", "np.ndim", "np.size"}
+_PLAIN = {"np.shape", "np.ndim", "np.size", "np.argsort"}
+_FOR_RULES = {"np.ascontiguousarray"}  # does not dispatch
 _SCIPY = {"psi": "digamma", "_zeta": "zeta"}  # the names of ufuncs that users call by another one
 
 
@@ -38,12 +39,13 @@ def file_of(handler: Callable[..., Any]) -> str:
 def supported() -> dict[str, str]:
     """Function -> file, for all that pass derivatives."""
     found = {name_of(key): file_of(handler) for key, handler in HANDLERS.items()}
-    return {name: file for name, file in sorted(found.items()) if file not in _PLAIN_FILES and name not in _PLAIN}
+    left_out = _PLAIN | _FOR_RULES
+    return {name: file for name, file in sorted(found.items()) if file not in _PLAIN_FILES and name not in left_out}
 
 
 def plain() -> list[str]:
     """Functions that work on traced arrays and pass no derivative."""
-    return sorted({*map(name_of, HANDLERS)} - {*supported()})
+    return sorted({*map(name_of, HANDLERS)} - {*supported()} - _FOR_RULES)
 
 
 def _summary(file: str) -> str:
