@@ -1,6 +1,6 @@
 """The builder of elementwise ops: from f and its partials alone, all rules.
 
-    y = f(x_0, x_1, …)      dx_i = Σ_broadcast dy ∂_i      dy = Σ_i dx_i ∂_i      Jacobian: diagonal
+y = f(x_0, x_1, …)      dx_i = Σ_broadcast dy ∂_i      dy = Σ_i dx_i ∂_i      Jacobian: diagonal
 """
 
 from __future__ import annotations

@@ -81,12 +81,14 @@ def check_parameters(params: dict[str, Any]) -> None:
     if not 1 <= ngrams[0] <= ngrams[1]:
         raise ValueError(f"{OP}: expected 1 <= ngram_range[0] <= ngram_range[1], got {ngrams!r}")
     for name in ("batch_size", "max_iter", "n_iter_no_change"):
+        if name == "batch_size" and params[name] == "auto":
+            continue
         if not _whole(params[name]) or params[name] < 1:
             raise ValueError(f"{OP}: expected {name} to be a positive int, got {params[name]!r}")
     for name in ("dropout", "label_smoothing", "validation_fraction"):
         _in_range(name, params[name], 0, 1)
-    _in_range("learning_rate", params["learning_rate"], 0, np.inf)
-    _in_range("weight_decay", params["weight_decay"], 0, np.inf)
+    for name in ("learning_rate", "epsilon", "weight_decay"):
+        _in_range(name, params[name], 0, np.inf)
 
 
 def _whole(value: Any) -> bool:
@@ -94,5 +96,5 @@ def _whole(value: Any) -> bool:
 
 
 def _in_range(name: str, value: Any, low: float, high: float) -> None:
-    if not isinstance(value, Real) or not low <= value < high:
+    if not isinstance(value, Real) or not low <= float(value) < high:
         raise ValueError(f"{OP}: expected {low} <= {name} < {high}, got {value!r}")

@@ -21,21 +21,22 @@ class Settings:
     """How to train: the parameters of the same names of TextClassifier."""
 
     learning_rate: float
+    epsilon: float
     weight_decay: float
     label_smoothing: float
-    batch_size: int
+    batch_size: int | str
     max_iter: int
-    validation_fraction: float
     n_iter_no_change: int
 
 
 @dataclass
 class Training:
-    """What a training run leaves: parameters, and one entry an epoch in each curve (none held out: no accuracies)."""
+    """What a training run leaves: parameters, and one entry an epoch in each curve, none where nothing is held out."""
 
     params: Any
     losses: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
+    held_out_losses: list[float] = field(default_factory=list)
     held_out_accuracies: list[float] = field(default_factory=list)
     best_epoch: int = 0
 
@@ -55,30 +56,31 @@ def logits_of(network: nn.Module, params: Any, x: Any, rows: int = 4096) -> np.n
     return np.concatenate([network(params, x[at : at + rows]) for at in range(0, x.shape[0], rows)])
 
 
-def train(network: nn.Module, x: Any, y: np.ndarray, settings: Settings, seed: int, verbose: bool) -> Training:
-    """Fit the network to sparse rows x (N, K) and class indices y (N,).
+def train(
+    network: nn.Module, data: tuple, held_out: tuple | None, settings: Settings, rng: np.random.Generator, verbose: bool
+) -> Training:
+    """Fit the network to data = (sparse rows (N, K), class indices (N,)).
 
-    After each epoch the held-out rows are classified. Training ends when their accuracy has not risen for
-    `n_iter_no_change` epochs, and the parameters of the best epoch are kept; with nothing held out, those of the last.
-    Raises ValueError if the loss becomes infinite or NaN.
+    After each epoch the held-out rows, given in the same form, are classified. Training ends when their loss (which a
+    few rows measure better than accuracy) has not fallen for `n_iter_no_change` epochs, and the parameters of the best
+    epoch are kept; with nothing held out, those of the last. Raises ValueError if the loss becomes infinite or NaN.
     """
-    rng = np.random.default_rng(seed)
-    rows, held_out = split(y, settings.validation_fraction, rng)
+    x, y = data
+    count = len(y)
     run = Training(network.init(rng))
     params = tree.map(np.copy, run.params)
     step = _stepper(network, params, Generator(int(rng.integers(2**63))), settings)
-    with tqdm(total=settings.max_iter * -(-len(rows) // settings.batch_size), disable=not verbose, unit="batch") as bar:
+    size = batch_size_for(count) if settings.batch_size == "auto" else int(settings.batch_size)
+    with tqdm(total=settings.max_iter * -(-count // size), disable=not verbose, unit="batch") as bar:
         for epoch in range(1, settings.max_iter + 1):
-            batches = (batch for batch in _batches(rng.permutation(rows), settings.batch_size))
-            loss, accuracy = _epoch(step, x, y, batches, bar)
+            loss, accuracy = _epoch(step, x, y, _batches(rng.permutation(count), size), bar)
             if not np.isfinite(loss):
                 raise ValueError(f"TextClassifier: the loss is {loss} in epoch {epoch}; lower learning_rate")
             run.losses.append(loss)
             run.accuracies.append(accuracy)
-            if len(held_out):
-                right = logits_of(network, params, x[held_out]).argmax(axis=1) == y[held_out]
-                run.held_out_accuracies.append(float(right.mean()))
-            if _improved(run.held_out_accuracies):
+            if held_out is not None:
+                _validate(run, logits_of(network, params, held_out[0]), held_out[1])
+            if held_out is None or run.held_out_losses[-1] <= min(run.held_out_losses):
                 run.params, run.best_epoch = tree.map(np.copy, params), epoch
             bar.set_postfix_str(_status(run))
             if epoch - run.best_epoch >= settings.n_iter_no_change:
@@ -86,9 +88,19 @@ def train(network: nn.Module, x: Any, y: np.ndarray, settings: Settings, seed: i
     return run
 
 
+def batch_size_for(rows: int) -> int:
+    """The size "auto" stands for: about 100 batches an epoch, of 8 to 256 rows."""
+    return min(max(rows // 100, 8), 256)
+
+
+def _validate(run: Training, logits: np.ndarray, y: np.ndarray) -> None:
+    run.held_out_losses.append(float(cross_entropy(logits, y)))
+    run.held_out_accuracies.append(float((logits.argmax(axis=1) == y).mean()))
+
+
 def _stepper(network: nn.Module, params: Any, masks: Generator, settings: Settings) -> Callable[..., tuple[float, int]]:
     """Function of a batch (x, y) that updates the parameters in place and gives (loss, how many were right)."""
-    optimizer = AdamW(params, settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = AdamW(params, settings.learning_rate, eps=settings.epsilon, weight_decay=settings.weight_decay)
 
     def objective(params: Any, x: Any, y: np.ndarray) -> tuple[Any, Any]:
         logits = network(params, x, masks)
@@ -116,11 +128,6 @@ def _epoch(step: Callable[..., Any], x: Any, y: np.ndarray, batches: Iterator[np
         total, right, count = total + loss * len(batch), right + hits, count + len(batch)
         bar.update()
     return total / count, right / count
-
-
-def _improved(accuracies: list[float]) -> bool:
-    """Whether the last epoch is the best so far; always, when nothing is held out."""
-    return not accuracies or accuracies[-1] > max(accuracies[:-1], default=-1.0)
 
 
 def _status(run: Training) -> str:
