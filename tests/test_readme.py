@@ -1,5 +1,6 @@
 """The README's programs run as they stand, one after the other."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -37,3 +38,13 @@ def test_the_article_trains(names):
 def test_the_two_commands_stand_alone_on_a_line():
     assert 'pip install -e ".[demo]" && gradlib demo' in README.splitlines()
     assert 'pip install -e ".[test]" && pytest' in README.splitlines()
+
+
+def test_the_figures_are_those_of_the_recorded_runs(monkeypatch):
+    bench = Path(__file__).parent.parent / "bench"
+    monkeypatch.syspath_prepend(str(bench))
+    spec = importlib.util.spec_from_file_location("bench_readme", bench / "readme.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.inserted(README) == README
+    assert all(run["dirty"] is False for run in module.newest())
