@@ -223,6 +223,8 @@ def test_bad_input_of_fit(texts, labels, error, message, monkeypatch):
         ({"hidden_layer_sizes": 64}, "hidden_layer_sizes"),
         ({"ngram_range": (2, 1)}, "ngram_range"),
         ({"ngram_range": 2}, "ngram_range"),
+        ({"token_pattern": "("}, "token_pattern"),
+        ({"token_pattern": None}, "token_pattern"),
         ({"dropout": 1.0}, "dropout"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"epsilon": float("nan")}, "epsilon"),

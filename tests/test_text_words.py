@@ -47,7 +47,7 @@ def test_jacobian_is_that_of_central_differences(model, target):
 def test_jacobian_sees_what_predict_sees(model):
     found = model.jacobian(ODD)
     np.testing.assert_allclose(found.outputs, model.predict_proba(ODD), atol=1e-6)
-    assert found.values.shape == (len(ODD), 3, 8) and found.values.dtype == np.float32
+    assert found.values.shape == (len(ODD), 3, 9) and found.values.dtype == np.float32
     assert found.values.flags.c_contiguous
     np.testing.assert_allclose(found.values.sum(axis=1), 0, atol=1e-6)  # probabilities sum to 1
 
@@ -93,7 +93,8 @@ def test_explain_is_the_view_of_one_text(model):
         one = model.explain(text)
         assert one.words == found.words[i] and one.values.shape == (len(one.words), 3)
         np.testing.assert_allclose(one.values, found[i].values, atol=1e-6)
-    assert model.explain("Sun, rain zzz!").words == ["sun", "rain", "zzz"]
+    assert model.explain("Sun, rain zzz!").words == ["sun", "rain", "zzz", "!"]
+    assert model.explain("I don't; won't?").words == ["i", "don't", "won't", "?"]
     assert (model.explain("Sun, rain zzz!").values[2] == 0).all()
 
 
@@ -105,7 +106,7 @@ def test_explanation_reads_well(model):
     assert len({len(line) for line in table.splitlines()[1:]}) == 1
     again = json.loads(json.dumps(found.to_dict()))
     assert again["words"] == found.words and np.shape(again["values"]) == (4, 3)
-    assert str(model.explain("")).count("\n") == 4 and "8" in repr(model.jacobian(ODD))
+    assert str(model.explain("")).count("\n") == 4 and "×9" in repr(model.jacobian(ODD))
 
 
 def test_a_word_raises_its_own_class():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -80,6 +81,12 @@ def check_parameters(params: dict[str, Any]) -> None:
         raise ValueError(f"{OP}: expected ngram_range to be a pair of ints, got {ngrams!r}")
     if not 1 <= ngrams[0] <= ngrams[1]:
         raise ValueError(f"{OP}: expected 1 <= ngram_range[0] <= ngram_range[1], got {ngrams!r}")
+    try:
+        re.compile(params["token_pattern"])
+    except (TypeError, re.error) as error:
+        raise ValueError(
+            f"{OP}: expected token_pattern to be a regular expression, got {params['token_pattern']!r} ({error})"
+        ) from error
     for name in ("batch_size", "max_iter", "n_iter_no_change"):
         if name == "batch_size" and params[name] == "auto":
             continue

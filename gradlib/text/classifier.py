@@ -22,18 +22,22 @@ from .words import PaddedTexts, first_layer, pad_texts, padded_batches, tfidf
 
 TARGETS = ("prob", "logit")
 
+#: Words of one letter and more, contractions whole ("don't"), and the marks ! and ?, which carry mood.
+TOKENS = r"(?u)\w+(?:'\w+)*|[!?]"
+
 
 class TextClassifier(ClassifierMixin, BaseEstimator):
     """Classifier of texts by scikit-learn's conventions: TF-IDF features, hidden ReLU layers, softmax.
 
     X is always a list, 1-D array or Series of str; y one label a text (str, int or bool).
 
-    hidden_layer_sizes: units of each hidden layer. ngram_range, min_df, max_features, lowercase: as TfidfVectorizer
-    takes them. dropout: of each hidden layer. label_smoothing: of the cross-entropy. learning_rate, epsilon,
-    weight_decay: of AdamW; a large epsilon keeps the weights of rare words, whose gradients are small, from moving as
-    fast as those of common ones. batch_size: texts, or "auto" for about 100 batches an epoch of 8 to 256 texts.
-    max_iter: epochs at most. validation_fraction: the part of each class that is held out to stop early, once its loss
-    has not fallen for n_iter_no_change epochs (0, or too few texts to hold any out: all epochs run).
+    hidden_layer_sizes: units of each hidden layer. ngram_range, min_df, max_features, lowercase, token_pattern: as
+    TfidfVectorizer takes them; by default "don't", "I" and "!" are words too. dropout: of each hidden layer.
+    label_smoothing: of the cross-entropy. learning_rate, epsilon, weight_decay: of AdamW; a large epsilon keeps the
+    weights of rare words, whose gradients are small, from moving as fast as those of common ones. batch_size: texts,
+    or "auto" for about 100 batches an epoch of 8 to 256 texts. max_iter: epochs at most. validation_fraction: the part
+    of each class that is held out to stop early, once its loss has not fallen for n_iter_no_change epochs (0, or too
+    few texts to hold any out: all epochs run).
     random_state: int, RandomState or None. verbose: whether to show a progress bar.
 
     After fit: classes_ (C,), vectorizer_, params_ (the best epoch's), n_iter_ (epochs run), best_iter_, loss_curve_,
@@ -54,9 +58,10 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         min_df: int | float = 2,
         max_features: int | None = None,
         lowercase: bool = True,
+        token_pattern: str = TOKENS,
         dropout: float = 0.5,
-        label_smoothing: float = 0.0,
-        learning_rate: float = 2e-3,
+        label_smoothing: float = 0.1,
+        learning_rate: float = 3e-3,
         epsilon: float = 1e-3,
         weight_decay: float = 0.01,
         batch_size: int | str = "auto",
@@ -71,6 +76,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         self.min_df = min_df
         self.max_features = max_features
         self.lowercase = lowercase
+        self.token_pattern = token_pattern
         self.dropout = dropout
         self.label_smoothing = label_smoothing
         self.learning_rate = learning_rate
@@ -108,7 +114,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _make_vectorizer(self) -> TfidfVectorizer:
-        names = ("ngram_range", "min_df", "max_features", "lowercase")
+        names = ("ngram_range", "min_df", "max_features", "lowercase", "token_pattern")
         return TfidfVectorizer(dtype=np.float32, **{name: getattr(self, name) for name in names})
 
     def _make_network(self, features: int, classes: int) -> nn.Sequential:

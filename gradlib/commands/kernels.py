@@ -1,0 +1,32 @@
+"""`gradlib kernels`: compile every CUDA kernel without a GPU and hold its machine code to the rules."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+
+COLUMNS = ("name", "arch", "registers", "spill_bytes", "shared_bytes", "vector_loads", "float64_ops")
+
+
+def kernels(arguments: Namespace) -> int:
+    """Print one row a kernel and architecture; status 1 if any breaks a rule, the reasons on stderr."""
+    from ..kernels.inspection import ARCHITECTURES, gate, inspect_all
+
+    rows = inspect_all(tuple(arguments.arch or ARCHITECTURES), only=arguments.only)
+    if not rows:
+        raise ValueError(f"no kernel matches {arguments.only!r}")
+    print(json.dumps(rows, indent=1) if arguments.json else _table(rows))
+    faults = gate(rows)
+    for fault in faults:
+        print(f"gradlib kernels: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def _table(rows: list[dict]) -> str:
+    cells = [list(COLUMNS), *([str(row[c]) for c in COLUMNS] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True)))
+        for r in cells
+    )
