@@ -8,7 +8,9 @@ import contextlib
 import inspect
 from types import SimpleNamespace
 
-from .launch import SIMULATED, THREADS, pointer
+import numpy as np
+
+from .launch import SIMULATED, THREADS, dtype_of, pointer
 
 
 def compile_cubin(launchable, cc, threads=THREADS):
@@ -40,7 +42,9 @@ def _lower(launchable, cc, threads):
     function = result.library.get_function(entry)
     result.library._entry_name = entry
     kernel_fixup(function, False)
-    nvvm.set_launch_bounds(function, threads)
+    # Left to itself ptxas gives float64 kernels few registers and spills; two blocks a multiprocessor allow 128.
+    double = any(dtype_of(getattr(k, "element", k)) == np.float64 for _, k in launchable.parameters)
+    nvvm.set_launch_bounds(function, (threads, 2) if double else threads)
     return result.library, entry
 
 

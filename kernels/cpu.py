@@ -34,10 +34,6 @@ def _sgd(p, g, v, rate, momentum, nesterov, decay):
         p[i] -= rate * (d + momentum * w if nesterov else w)
 
 
-def _flat(x: Any) -> Any:
-    return x.reshape(-1)
-
-
 def adam(
     params: list,
     grads: list,
@@ -52,7 +48,7 @@ def adam(
     weight_decay: float,
     decoupled: bool,
 ) -> None:
-    """One Adam step over contiguous NumPy arrays; see ``gradlib.ops.optim.adam``."""
+    """One Adam step over contiguous 1-D NumPy arrays; see ``gradlib.ops.optim.adam``."""
     t, rate = int(step), float(lr)
     decay = rate * weight_decay if decoupled else 0.0
     coupled = 0.0 if decoupled else weight_decay
@@ -61,16 +57,16 @@ def adam(
     for p, g, a, b in zip(params, grads, m, v, strict=True):
         if p.dtype not in typed:
             typed[p.dtype] = tuple(map(p.dtype.type, scalars))
-        _adam(_flat(p), _flat(g), _flat(a), _flat(b), *typed[p.dtype])
+        _adam(p, g, a, b, *typed[p.dtype])
 
 
 def sgd(
     params: list, grads: list, velocity: list, lr: Any, *, momentum: float, nesterov: bool, weight_decay: float
 ) -> None:
-    """One SGD step with momentum over contiguous NumPy arrays; see ``gradlib.ops.optim.sgd``."""
+    """One SGD step with momentum over contiguous 1-D NumPy arrays; see ``gradlib.ops.optim.sgd``."""
     if not momentum:  # NumPy's own passes are as few
         rules.sgd(params, grads, velocity, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
         return
     for p, g, v in zip(params, grads, velocity, strict=True):
         kind = p.dtype.type
-        _sgd(_flat(p), _flat(g), _flat(v), kind(float(lr)), kind(momentum), nesterov, kind(weight_decay))
+        _sgd(p, g, v, kind(float(lr)), kind(momentum), nesterov, kind(weight_decay))

@@ -24,7 +24,7 @@ from .intrinsics import (
     tile_access,
 )
 from .launch import THREADS, Kernel, aligned, blocks, contiguous, cuda_kernel, empty, takes, vector_width
-from .softmax_rows import FILL, GROUPS, division_stack, finite_shift, group_of
+from .softmax_rows import FILL, GROUPS, finite_shift, group_of
 
 NAN = float("nan")
 
@@ -109,7 +109,7 @@ def held_loss(T, L, R):
     return body
 
 
-@cuda_kernel(vector=lambda *key: True, except_for=division_stack)
+@cuda_kernel(vector=lambda *key: True)
 def streamed_loss(T):
     """The same for long rows, a block a row."""
     add, largest = reductions(T, None)

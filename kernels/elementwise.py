@@ -6,7 +6,7 @@ cotangents, not 3V. Where f' is cheaper from y (exp, tanh, sigmoid, relu) it is 
 loads of x.
 """
 
-from .formulas import FORMULAS, except_for, formula
+from .formulas import FORMULAS, except_for, formula, without
 from .intrinsics import cuda, int32, int64, pointer, tile_access
 from .launch import (
     THREADS,
@@ -24,7 +24,7 @@ VARIANTS = [(name,) for name in FORMULAS if name != "identity"]
 FILL = 4096  # blocks that keep any GPU busy
 
 
-@cuda_kernel(variants=VARIANTS, vector=lambda *key: True, except_for=except_for)
+@cuda_kernel(variants=VARIANTS, vector=lambda *key: True, except_for=except_for, without=without)
 def pointwise(T, name):
     """y = f(x), n elements."""
     f, _ = formula(T, name)
@@ -43,7 +43,7 @@ def pointwise(T, name):
     return body
 
 
-@cuda_kernel(variants=VARIANTS, vector=lambda *key: True, except_for=except_for)
+@cuda_kernel(variants=VARIANTS, vector=lambda *key: True, except_for=except_for, without=without)
 def pointwise_scale(T, name):
     """out[v] = d[v] * f'(x) for v < V; x and y have n elements, d and out V * n."""
     _, df = formula(T, name)
@@ -74,7 +74,7 @@ def unary(name, parameter=None):
     """The Kernel of op `name`; `parameter` is the static keyword that is the formula's a, if it has one."""
 
     def forward(xp, x, **static):
-        if not takes(x):
+        if not takes(x) or without(str(x.dtype), name):
             return NotImplemented
         y = run_forward(xp, name, x, static.get(parameter, 0.0))
         return y, (x, y)
@@ -102,7 +102,7 @@ def run_forward(xp, name, x, a=0.0):
 
 def run_scale(xp, name, x, y, d, a=0.0):
     """d * f'(x) by the kernel; x, y (...), d (V, ...)."""
-    if not takes(x, y, d):
+    if not takes(x, y, d) or without(str(x.dtype), name):
         return NotImplemented
     x, y, d = contiguous(xp, x, y, d)
     out, V = empty(xp, d.shape, d.dtype), d.shape[0]

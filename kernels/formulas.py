@@ -145,7 +145,11 @@ def formula(T, name):
     return device(f), device(df)
 
 
+def without(dtype, name, *variant):
+    """No float64 sin and cos: libdevice reduces huge arguments with a table in local memory; the array code serves."""
+    return dtype == "float64" and name in ("sin", "cos")
+
+
 def except_for(dtype, name, *variant):
-    """The rules these formulas break: libdevice's sin and cos reduce huge arguments in float64, or, if they are of it,
-    with a table in local memory."""
-    return {"float32": ("float64",), "float64": ("local memory",)}[dtype] if name in ("sin", "cos") else ()
+    """The rule float32 sin and cos break: libdevice reduces huge arguments in float64."""
+    return ("float64",) if name in ("sin", "cos") else ()

@@ -83,9 +83,10 @@ class pointer:
 class CudaKernel:
     """A catalogued kernel: a factory and what it is made for. `kernel[dtype, *variant]` is launchable."""
 
-    def __init__(self, factory, dtypes, variants, expect):
+    def __init__(self, factory, dtypes, variants, without, expect):
         self.name = f"{factory.__module__.rsplit('.', 1)[-1]}.{factory.__name__}"
         self.factory, self.dtypes, self.variants, self.expect = factory, tuple(dtypes), tuple(variants), expect
+        self.without = without
         self._made = {}
 
     def __getitem__(self, key) -> "Launchable":
@@ -96,7 +97,7 @@ class CudaKernel:
         return found
 
     def _make(self, dtype, variant):
-        if dtype not in self.dtypes or (variant not in self.variants):
+        if dtype not in self.dtypes or variant not in self.variants or self.without(dtype, *variant):
             raise KeyError(f"{self.name}: made for {self.dtypes} and {self.variants}, not for {dtype} {variant}")
         from . import intrinsics
 
@@ -108,20 +109,21 @@ class CudaKernel:
 
     def instances(self):
         """Every (dtype, *variant) the kernel is made for."""
-        return [(d, *v) for d in self.dtypes for v in self.variants]
+        return [(d, *v) for d in self.dtypes for v in self.variants if not self.without(d, *v)]
 
 
-def cuda_kernel(dtypes=FLOATS, variants=((),), **expect):
+def cuda_kernel(dtypes=FLOATS, variants=((),), without=lambda *key: False, **expect):
     """Decorator: put a kernel factory into the catalogue.
 
     dtypes, variants: what it is made for; a variant is the tuple of the factory's arguments after the dtype.
+    without: function of (dtype, *variant), True for a combination left out.
     expect: what `inspection.gate` holds it to. registers: a ceiling (64, for float64 128); vector: function of (dtype,
     *variant), True where 16-byte accesses are promised; except_for: function of the same, the names of the rules it may
     break.
     """
 
     def declare(factory):
-        kernel = CudaKernel(factory, dtypes, variants, expect)
+        kernel = CudaKernel(factory, dtypes, variants, without, expect)
         if kernel.name in CATALOGUE:
             raise ValueError(f"two kernels are called {kernel.name}")
         CATALOGUE[kernel.name] = kernel

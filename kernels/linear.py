@@ -21,11 +21,6 @@ ACTIVATIONS = (*FROM_OUTPUT, "silu", "softplus", "gelu", "gelu_tanh", "elu", "le
 DEPTH = 16  # rows a thread adds up
 
 
-def float64_stack(dtype, *variant):
-    """The rule float64 slopes may break: some of libdevice's float64 functions keep a register or two on the stack."""
-    return ("local memory",) if dtype == "float64" else ()
-
-
 @cuda_kernel(variants=[(name,) for name in ACTIVATIONS], vector=lambda *key: True)
 def bias_activate(T, name):
     """y = act(z + b) for z (rows, n); with keep_z, z becomes z + b. y may be z where z is not kept."""
@@ -69,7 +64,6 @@ def bias_activate(T, name):
 @cuda_kernel(
     variants=[(name, lanes) for name in ACTIVATIONS for lanes in (8, 32)],
     vector=lambda *key: True,
-    except_for=float64_stack,
 )
 def slope_sums(T, name, L):
     """dz[v] = dy[v] act', partial[v, block of rows] = sums of its columns; saved s (rows, n) is y or z."""

@@ -33,11 +33,6 @@ def _promise(dtype, kind, lanes, held):
     return held > 1
 
 
-def division_stack(dtype, *variant):
-    """The rule that long rows break: a float64 division is a call, which keeps a few registers on the stack."""
-    return ("local memory",) if dtype == "float64" else ()
-
-
 def finite_shift(T):
     """-> device function: m, or 0 for the m of a row that is all -inf."""
 
@@ -90,7 +85,7 @@ def held_rows(T, kind, L, R):
     return body
 
 
-@cuda_kernel(variants=[(kind,) for kind in FORWARD], vector=lambda *key: True, except_for=division_stack)
+@cuda_kernel(variants=[(kind,) for kind in FORWARD], vector=lambda *key: True)
 def streamed_rows(T, kind):
     """y = kind(x) for long rows, a block a row: m and s in one pass, y in a second."""
     add, largest = reductions(T, None)
@@ -220,7 +215,7 @@ def held_rows_derivative(T, kind, L, R):
     return body
 
 
-@cuda_kernel(variants=[(kind,) for kind in BACKWARD], vector=lambda *key: True, except_for=division_stack)
+@cuda_kernel(variants=[(kind,) for kind in BACKWARD], vector=lambda *key: True)
 def streamed_rows_derivative(T, kind):
     """The same for long rows, a block a row: the sum in one pass, the result in a second."""
     probability, term, result = _derivative(T, kind)

@@ -85,7 +85,7 @@ def test_array_rule_equals_the_compiled_loop(decoupled):
     results = []
     for update in (rules.adam, cpu.adam):
         params, grads = make(np.float64)
-        p, g = list(params.values()), list(grads[0].values())
+        p, g = ([x.reshape(-1) for x in part.values()] for part in (params, grads[0]))
         m, v = [np.zeros_like(x) for x in p], [np.zeros_like(x) for x in p]
         for t in (1, 2):
             update(p, g, m, v, np.array(t), np.array(0.1), **settings)

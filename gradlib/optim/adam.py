@@ -47,7 +47,7 @@ class Adam(Optimizer):
         self._m, self._v = self._like(), self._like()
 
     def _update(self, grads: list[Any]) -> None:
-        self._run("adam", self._params, grads, self._m, self._v, self._step, self._lr, **self._settings)
+        self._run("adam", self._targets, grads, self._m, self._v, self._step, self._lr, **self._settings)
 
 
 class AdamW(Adam):

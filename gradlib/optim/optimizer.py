@@ -28,6 +28,9 @@ class Optimizer:
         self._params = leaves
         for p, path in zip(leaves, self._paths, strict=True):
             _check_parameter(self.name, p, path)
+        # contiguous parameters are updated through flat views, which the compiled loops and the kernels take
+        self._flat = all(p.flags.c_contiguous for p in leaves)
+        self._targets = [p.reshape(-1) for p in leaves] if self._flat else leaves
         modules = {array_module(p) for p in leaves}
         if len(modules) > 1:
             raise TypeError(f"{self.name}: parameters live on different devices; move them with gl.to_device")
@@ -52,7 +55,7 @@ class Optimizer:
         return int(self._step)
 
     def _like(self) -> list[Any]:
-        return [self._xp.zeros(p.shape, p.dtype) for p in self._params]
+        return [self._xp.zeros(p.shape, p.dtype) for p in self._targets]
 
     def step(self, grads: Any) -> None:
         """Update the parameters in place. grads: a pytree of the parameters' structure, shapes and dtypes.
@@ -63,6 +66,8 @@ class Optimizer:
         if structure != self._structure:
             raise ValueError(f"{self.name}.step: expected gradients of structure {self._structure}, got {structure}")
         for p, g, path in zip(self._params, leaves, self._paths, strict=True):
+            if type(g) is type(p) and g.shape == p.shape and g.dtype == p.dtype:
+                continue
             if array_module(raw(g)) is not self._xp:
                 raise TypeError(f"{self.name}.step: expected a {self._xp.__name__} array at {path}, got {describe(g)}")
             if g.shape != p.shape or g.dtype != p.dtype:
@@ -71,21 +76,20 @@ class Optimizer:
 
     def _advance(self, grads: Any) -> None:
         self._step += 1
-        self._update(list(grads))
+        self._update([g.reshape(-1) for g in grads] if self._flat else list(grads))
 
     def _update(self, grads: list[Any]) -> None:
         raise NotImplementedError
 
     def _run(self, name: str, *lists: Any, **settings: Any) -> None:
         """The update on the GPU's kernel, the CPU's compiled loop, or in array code."""
-        arrays = [x for part in lists if isinstance(part, list) for x in part]
-        if all(x.flags.c_contiguous for x in arrays):
+        if self._flat:
             if self._xp is not np or SIMULATING.get():
                 from ..kernels import optim as kernels
 
                 if getattr(kernels, name)(*lists, **settings) is not NotImplemented:
                     return
-            elif all(x.dtype.itemsize >= 4 for x in arrays):
+            elif all([x.dtype.itemsize >= 4 for x in self._targets]):
                 from ..kernels import cpu
 
                 getattr(cpu, name)(*lists, **settings)

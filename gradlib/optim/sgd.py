@@ -33,4 +33,4 @@ class SGD(Optimizer):
         self._velocity = self._like() if momentum else []
 
     def _update(self, grads: list[Any]) -> None:
-        self._run("sgd", self._params, grads, self._velocity, self._lr, **self._settings)
+        self._run("sgd", self._targets, grads, self._velocity, self._lr, **self._settings)
