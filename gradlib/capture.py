@@ -18,7 +18,7 @@ import numpy as np
 from . import tree
 from .device import SIMULATING, array_module
 from .op import Op, Unit, describe
-from .trace import RECORDER, Trace, Traced, find_module, raw
+from .trace import RECORDER, WATCHER, Trace, Traced, find_module, raw
 
 _LARGE = 1 << 15  # bytes from which a value is dropped after its last use, so that its memory is used again
 
@@ -132,6 +132,16 @@ def effect(action: Callable[..., None], *args: Any) -> None:
         recorder.effect(action, args)
 
 
+def copied(x: Any) -> Any:
+    return x.copy()
+
+
+def recorded(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`; inside gl.capture on concrete arrays, and recorded as one call."""
+    recorder = RECORDER.get()
+    return function(*args) if recorder is None else recorder.call(function, args, {})
+
+
 def compile_program(recorder: Recorder, inputs: list[int], outputs: Any) -> Callable[..., Any]:
     """The recorded calls that matter, as one Python function of the input slots."""
     needed: set[int] = set(slots_in(outputs))
@@ -203,17 +213,21 @@ class _Program:
 class Captured:
     """A recorded call: its replay function, and how to rebuild the result."""
 
-    def __init__(self, f: Callable[..., Any], leaves: list[Any], at: list[int], structure: Any, kwargs: dict) -> None:
+    def __init__(self, f: Callable[..., Any], leaves: list[Any], at: list[int], structure: Any) -> None:
         recorder, full = Recorder(), list(leaves)
         for i in at:  # copies, since arrays are known by identity and one may be given twice
             full[i] = recorder.wrap(leaves[i].copy())
         token = RECORDER.set(recorder)
         try:
-            y = f(*tree.unflatten(structure, full), **kwargs)
+            args, kwargs = tree.unflatten(structure, full)
+            out, self.structure = tree.flatten(f(*args, **kwargs))
+            if any(type(x) is Traced and x.owner is not recorder for x in out):
+                raise TypeError("capture: the function uses a traced array from outside; pass it as an argument")
+            # What no op made (zeros, a parameter) must not be one array for all replays
+            out = [x if array_module(x) is None else recorder.call(copied, (x,), {}) for x in out]
         finally:
             RECORDER.reset(token)
             recorder.alive = False
-        out, self.structure = tree.flatten(y)
         self.replay = compile_program(recorder, [full[i].slot for i in at], recorder.template(tuple(out)))
         self.first = [raw(x) for x in out]
 
@@ -240,11 +254,13 @@ def capture(f: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        leaves, structure = tree.flatten(args)
+        leaves, structure = tree.flatten((args, kwargs))
         if RECORDER.get() is not None or any(type(x) is Traced for x in leaves):
             return f(*args, **kwargs)  # part of a larger computation, which records it
+        if WATCHER.get() is not None:
+            return f(*args, **kwargs)  # detect_anomaly looks at traces
         at = [i for i, x in enumerate(leaves) if array_module(x) is not None]
-        key = (structure, tuple(_signature(x) for x in leaves), tuple(sorted(kwargs.items())))
+        key = (structure, tuple(_signature(x) for x in leaves))
         try:
             program = programs.get(key)
         except TypeError:
@@ -253,7 +269,7 @@ def capture(f: Callable[..., Any]) -> Callable[..., Any]:
             ) from None
         if program is None:
             with lock:
-                program = programs[key] = Captured(f, leaves, at, structure, kwargs)
+                program = programs[key] = Captured(f, leaves, at, structure)
                 return tree.unflatten(program.structure, program.first)
         return tree.unflatten(program.structure, program.replay(*[leaves[i] for i in at]))
 

@@ -45,10 +45,21 @@ def check_grads(
 
     f takes and returns pytrees of float64 NumPy arrays; one random direction an order and mode. With t a random
     tangent and c a random cotangent, ⟨c, jvp(t)⟩ and ⟨vjp(c), t⟩ are compared with ⟨c, (f(x+εt) - f(x-εt)) / 2ε⟩.
+    Raises ValueError for other modes, or an order below 1.
 
     >>> import gradlib as gl, numpy as np
     >>> gl.check_grads(np.sin, (np.linspace(0, 1, 5),))
     """
+    if not modes or isinstance(modes, str) or not set(modes) <= {"fwd", "rev"}:
+        raise ValueError(f'check_grads: expected modes of "fwd" and "rev", got {modes!r}')
+    if order < 1:
+        raise ValueError(f"check_grads: expected order >= 1, got {order}")
+    _check(f, args, range(1, order + 1), modes, (eps, atol, rtol), seed)
+
+
+def _check(f: Callable[..., Any], args: tuple, orders: range, modes: tuple[str, ...], limits: tuple, seed: int) -> None:
+    """Compare the first derivatives of f, which are those of order orders[0] asked for, then go on to the next."""
+    eps, atol, rtol = limits
     rng = np.random.default_rng(seed)
     args = tuple(tree.map(lambda x: np.asarray(x, np.float64), a) for a in args)
     tangents = tree.map(lambda x: _randn_like(x, rng), args)
@@ -57,10 +68,10 @@ def check_grads(
     c = tree.map(lambda v: _randn_like(v, rng), y)
     want = _dot(c, tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / (2 * eps), ahead, behind))
     if "fwd" in modes:
-        _compare("jvp", 1, _dot(c, jvp(f, args, tangents)[1]), want, atol, rtol)
+        _compare("jvp", orders[0], _dot(c, jvp(f, args, tangents)[1]), want, atol, rtol)
     if "rev" in modes:
-        _compare("vjp", 1, _dot(vjp(f, *args)[1](c), tangents), want, atol, rtol)
-    if order > 1:
+        _compare("vjp", orders[0], _dot(vjp(f, *args)[1](c), tangents), want, atol, rtol)
+    if len(orders) > 1:
         derivatives = {"fwd": lambda *x: jvp(f, x, tangents)[1], "rev": lambda *x: vjp(f, *x)[1](c)}
         for mode in modes:
-            check_grads(derivatives[mode], args, order - 1, modes, eps=eps, atol=atol, rtol=rtol, seed=seed + 1)
+            _check(derivatives[mode], args, orders[1:], modes, limits, seed + 1)

@@ -87,12 +87,16 @@ def to_device(tree: Any, device: str) -> Any:
     """
     if device not in ("cuda", "cpu"):
         raise ValueError(f'to_device: expected device "cuda" or "cpu", got {device!r}')
-    if device == "cuda":
-        cupy = import_cupy()
-        return optree.tree_map(lambda x: cupy.asarray(x) if isinstance(x, np.ndarray) else x, tree, none_is_leaf=True)
-    return optree.tree_map(
-        lambda x: x.get() if hasattr(x, "get") and array_module(x) not in (None, np) else x, tree, none_is_leaf=True
-    )
+    cupy = import_cupy() if device == "cuda" else None
+
+    def move(x: Any) -> Any:
+        if hasattr(x, "moved"):  # a gl.CSR, whose pattern is made of arrays too
+            return x.moved(move)
+        if cupy is not None:
+            return cupy.asarray(x) if isinstance(x, np.ndarray) else x
+        return x.get() if hasattr(x, "get") and array_module(x) not in (None, np) else x
+
+    return optree.tree_map(move, tree, is_leaf=lambda x: hasattr(x, "moved"), none_is_leaf=True)
 
 
 def device_info() -> list[dict[str, Any]]:

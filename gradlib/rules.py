@@ -7,14 +7,15 @@ whole function is recorded again, so both hold under every transform and at ever
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
 
 import numpy as np
 
 from . import tree
 from .op import Op, describe, shape_of
-from .trace import Namespace, Traced
+from .ops.dropout import same_masks
+from .trace import RECORDER, Namespace, Traced
 from .transforms import pull, push, run, zeros
 
 
@@ -41,20 +42,34 @@ def _level(x: Any) -> int:
     return x.owner.level if type(x) is Traced else 0
 
 
-def _as_one_op(name: str, f: Callable[..., Any], make_rules: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
-    """f, recorded as one op; `make_rules(arguments, structure_of_the_result)` gives its vjp and jvp."""
+def _as_one_op(
+    name: str, f: Callable[..., Any], make_rules: Callable[..., dict[str, Any]], again: bool
+) -> Callable[..., Any]:
+    """f, recorded as one op; `make_rules(f, arguments, [structure_of_the_result])` gives its vjp and jvp.
+
+    again: whether the rules call f; the masks of dropout are then the same.
+    """
 
     @wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        call = partial(f, **kwargs)
+        if any(type(x) is Traced for x in tree.flatten(kwargs)[0]):
+            raise TypeError(f"{name}: pass arrays that are differentiated by position, not by keyword")
         arguments = _Arguments(args)
         top = max(map(_level, arguments.floats()), default=0)
         if not top:
-            return call(*args)
+            return f(*args, **kwargs)
         result: list[Any] = []
+        counters: list[Any] = []  # of the masks drawn
+
+        def call(*args: Any, of: Callable[..., Any] = f) -> Any:
+            with same_masks(counters):
+                return of(*args, **kwargs)
 
         def forward(xp: Any, *floats: Any) -> tuple:
-            y = (partial(wrapped, **kwargs) if type(xp) is Namespace else call)(*arguments.rebuilt(floats))
+            counters.clear()  # a capture runs it at every replay
+            # Below a function that runs again, a capture has to see the single ops, or it would freeze their masks
+            whole = type(xp) is Namespace and not (again and RECORDER.get() is not None)
+            y = call(*arguments.rebuilt(floats), of=wrapped if whole else f)
             leaves, structure = tree.flatten(y)
             if any(_level(x) >= top for x in leaves):
                 raise TypeError(f"{name}: the function uses a traced array from outside; pass it as an argument")
@@ -73,7 +88,8 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
     """f, whose intermediate values are not kept for the backward pass but computed again there.
 
     A decorator, valid under every transform. Arguments and result are pytrees. Memory falls to that of the arguments
-    and results, for one more evaluation of f. TypeError when f uses a traced array that is not an argument.
+    and results, for one more evaluation of f, in which dropout draws the same masks again. TypeError when f uses a
+    traced array that is not a positional argument.
 
     >>> import gradlib as gl, numpy as np
     >>> gl.grad(lambda x: np.sum(gl.checkpoint(np.sin)(x)))(np.zeros(2))
@@ -94,7 +110,7 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
 
         return {"vjp": vjp, "jvp": jvp}
 
-    return _as_one_op("checkpoint", f, rules)
+    return _as_one_op("checkpoint", f, rules, again=True)
 
 
 def _filled(floats: Any, dx: tuple) -> list[Any]:
@@ -148,7 +164,7 @@ def custom_rules(vjp: Callable[..., Any] | None = None, jvp: Callable[..., Any] 
 
             return {"vjp": pull_back, "jvp": push_forward}
 
-        return _as_one_op(name, f, rules)
+        return _as_one_op(name, f, rules, again=False)
 
     return decorate
 

@@ -96,7 +96,10 @@ def pick(f: Callable[..., Any], argnums: int | tuple[int, ...], args: tuple, kwa
     nums = argnums if isinstance(argnums, tuple) else (argnums,)
     for n in nums:
         if not isinstance(n, int) or not -len(args) <= n < len(args):
-            raise ValueError(f"{name}: argnums {argnums} does not fit a call with {len(args)} positional arguments")
+            raise ValueError(
+                f"{name}: argnums {argnums} does not fit a call with {len(args)} positional arguments; "
+                "expected an int or a tuple of ints"
+            )
     nums = tuple(n % len(args) for n in nums)
     if len(set(nums)) != len(nums):
         raise ValueError(f"{name}: argnums {argnums} names an argument twice")
@@ -242,10 +245,14 @@ def jvp(f: Callable[..., Any], primals: tuple, tangents: tuple) -> tuple[Any, An
     >>> float(gl.jvp(np.square, (np.array(3.0),), (np.array(1.0),))[1])
     6.0
     """
-    if not isinstance(primals, (tuple, list)) or not isinstance(tangents, (tuple, list)):
-        raise TypeError("jvp: expected a tuple of primals and a tuple of tangents")
+    _check_tuples("jvp", primals, tangents)
     y, pushforward = linearize(f, *primals)
     return y, pushforward(*tangents)
+
+
+def _check_tuples(name: str, primals: Any, tangents: Any) -> None:
+    if not isinstance(primals, (tuple, list)) or not isinstance(tangents, (tuple, list)):
+        raise TypeError(f"{name}: expected a tuple of primals and a tuple of tangents")
 
 
 def value_and_grad(
@@ -310,6 +317,7 @@ def hvp(f: Callable[..., Any], primals: tuple, tangents: tuple) -> Any:
     >>> gl.hvp(lambda x: np.sum(x**3), (np.array([1.0, 2.0]),), (np.array([1.0, 1.0]),))
     array([ 6., 12.])
     """
+    _check_tuples("hvp", primals, tangents)
     every = tuple(range(len(primals)))
     product = jvp(grad(f, every), tuple(primals), tuple(tangents))[1]
     return product if len(every) > 1 else product[0]

@@ -6,11 +6,14 @@ answered with the architecture wanted, so the same path serves the launch on a G
 
 import contextlib
 import inspect
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 
 from .launch import SIMULATED, THREADS, dtype_of, pointer
+
+_ASKING = threading.Lock()  # one answer at a time, so that no thread takes another's for the question
 
 
 def compile_cubin(launchable, cc, threads=THREADS):
@@ -59,9 +62,10 @@ def _plain(body):
 def _asked_for(cc):
     from numba.cuda import dispatcher
 
-    ask = dispatcher.get_current_device
-    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc[:2])
-    try:
-        yield
-    finally:
-        dispatcher.get_current_device = ask
+    with _ASKING:
+        ask = dispatcher.get_current_device
+        dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc[:2])
+        try:
+            yield
+        finally:
+            dispatcher.get_current_device = ask

@@ -83,7 +83,7 @@ class pointer:
 class CudaKernel:
     """A catalogued kernel: a factory and what it is made for. `kernel[dtype, *variant]` is launchable."""
 
-    def __init__(self, factory, dtypes, variants, without, expect):
+    def __init__(self, factory, dtypes, variants, expect, without=lambda *key: False):
         self.name = f"{factory.__module__.rsplit('.', 1)[-1]}.{factory.__name__}"
         self.factory, self.dtypes, self.variants, self.expect = factory, tuple(dtypes), tuple(variants), expect
         self.without = without
@@ -123,7 +123,7 @@ def cuda_kernel(dtypes=FLOATS, variants=((),), without=lambda *key: False, **exp
     """
 
     def declare(factory):
-        kernel = CudaKernel(factory, dtypes, variants, without, expect)
+        kernel = CudaKernel(factory, dtypes, variants, expect, without)
         if kernel.name in CATALOGUE:
             raise ValueError(f"two kernels are called {kernel.name}")
         CATALOGUE[kernel.name] = kernel

@@ -87,6 +87,8 @@ def test_it_is_the_block_diagonal(name, mode):
 
 
 MIXING = {
+    "every sample in every row": (lambda x: x[np.arange(B), np.arange(B)[:, None] % 3], X),
+    "the first sample alone": (lambda x: x[np.arange(1)] * x, X[:, :1]),
     "mean over the batch": (lambda x: x - x.mean(0), X),
     "sum over the batch": (lambda x: np.broadcast_to(x.sum(0), (B, 3)), X),
     "sum of everything": (lambda x: x * x.sum(), X),

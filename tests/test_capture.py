@@ -145,8 +145,11 @@ def test_labels_are_checked_at_every_replay():
         lambda x: x[int(x[0])],
         lambda x: np.full(2, x[0].item()),
         lambda x: gl.grad(lambda z: z.sum() if z[0] > 0 else -z.sum())(x),
+        lambda x: x[x > 0],
+        lambda x: gl.grad(lambda z: z[z > 0].sum())(x),
+        lambda x: x if np.allclose(x, 1) else -x,
     ],
-    ids=["if", "float", "int", "item", "if inside grad"],
+    ids=["if", "float", "int", "item", "if inside grad", "mask", "mask inside grad", "allclose"],
 )
 def test_what_depends_on_a_value_raises(f):
     with pytest.raises(TypeError, match=r"gl\.capture would freeze it"):
@@ -172,3 +175,46 @@ def test_threads_share_a_capture():
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert not failures
+
+
+def test_results_that_no_op_made_are_new_at_every_replay():
+    captured = gl.capture(gl.grad(lambda p: np.sum(p[0] ** 2)))
+    params = [np.ones(2), np.ones(3)]
+    for _ in range(3):
+        grads = captured(params)
+        same(grads, [2 * np.ones(2), np.zeros(3)])
+        grads[1] += 5
+
+
+def test_a_traced_array_from_outside_is_refused():
+    with pytest.raises(TypeError, match="capture: the function uses a traced array from outside"):
+        gl.grad(lambda w: np.sum(gl.capture(lambda x: x * w)(np.ones(2))))(np.ones(2))
+
+
+def test_keyword_arguments_are_arguments():
+    captured = gl.capture(lambda x, n=1: x**n)
+    x = np.array([2, 3])
+    for n in (2, 2.0, np.array([1, 2]), np.array([2, 1])):
+        same(captured(x, n=n), x**n)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("wrap", [lambda f: f, gl.checkpoint], ids=["plain", "checkpoint"])
+def test_dropout_draws_anew_at_every_replay_and_order(wrap, order):
+    results = []
+    for capture in (lambda f: f, gl.capture):
+        rng = gl.Generator(0)
+        f = wrap(lambda x: gl.dropout(x**4, 0.5, rng))  # noqa: B023
+        for _ in range(order):
+            f = (lambda g: gl.grad(lambda x: np.sum(g(x))))(f)
+        step = capture(f)
+        results.append([step(np.arange(1.0, 9.0)) for _ in range(3)])
+    same(*results)
+    assert not np.array_equal(*results[0][:2])
+
+
+def test_replays_are_looked_at_by_detect_anomaly():
+    captured = gl.capture(gl.grad(lambda x: np.sum(np.log(x))))
+    captured(np.ones(2))
+    with gl.detect_anomaly(), pytest.raises(FloatingPointError, match="log"):
+        captured(np.zeros(2))

@@ -107,3 +107,11 @@ def test_it_is_the_composition():
 
     for f in (gl.grad, gl.hessian):
         close(f(lambda x: _loss(x, LABELS))(x), f(composed)(x), 1e-14)
+
+
+def test_unsigned_labels_and_a_long_text_in_float16():
+    logits = np.zeros((3, 4))
+    for kind in "bBhHiIlLqQ":
+        assert gl.cross_entropy(logits, np.array([0, 3, 1], kind)) == pytest.approx(np.log(4))
+    long = gl.cross_entropy(np.zeros((100_000, 4), np.float16), np.zeros(100_000, int))
+    assert long.dtype == np.float16 and long == pytest.approx(np.log(4), rel=1e-3)

@@ -78,3 +78,8 @@ def test_jacobian_by_entries(f):
     for j, (row, column) in enumerate(zip(rows, x.indices, strict=True)):
         want[row, :, j] = w[column]
     close(f(lambda x: gl.linear(x, w))(gl.CSR.from_scipy(x)).data, want, 1e-14)
+
+
+def test_a_sparse_vector_is_refused():
+    with pytest.raises(ValueError, match=r"linear: expected x .* got sparse float64\[3\]"):
+        gl.linear(sp.csr_array(np.ones(3)), np.ones((3, 2)))

@@ -76,6 +76,19 @@ def test_the_array_namespace_of_a_traced_array():
         gl.grad(lambda x: x.__array_namespace__().fft.fft(x).sum())(X)
 
 
+def test_sparse_rows_move_whole():
+    sp = pytest.importorskip("scipy.sparse")
+    matrix = sp.csr_array([[0.0, 2.0], [3.0, 0.0]])
+    x = gl.CSR.from_scipy(matrix)
+    moved = []
+    y = x.moved(lambda a: moved.append(a) or a.copy())
+    assert len(moved) == 3
+    assert y.pattern != x.pattern
+    assert x.pattern == gl.CSR.from_scipy(matrix).pattern
+    np.testing.assert_array_equal(y.to_scipy().toarray(), matrix.toarray())
+    assert isinstance(gl.to_device({"x": x}, "cpu")["x"], gl.CSR)
+
+
 def test_to_device():
     tree = {"w": X, "n": 3, "none": None}
     moved = gl.to_device(tree, "cpu")

@@ -78,3 +78,20 @@ def test_the_generator_counts_and_the_backward_mask_is_the_forward_one():
 def test_rate_zero_is_the_identity():
     x = randn(4, 5)
     np.testing.assert_array_equal(gl.dropout(x, 0.0, gl.Generator(0)), x)
+
+
+def test_what_is_computed_again_draws_the_same_masks():
+    def function(inner, outer):
+        rng = gl.Generator(5)
+        f = outer(lambda x: gl.dropout(x**3, 0.5, rng) + inner(lambda z: gl.dropout(z**2, 0.25, rng))(x))
+        return (lambda x: np.sum(f(x))), rng
+
+    x, found = np.arange(1.0, 13.0), []
+    for inner in (lambda f: f, gl.checkpoint):
+        for outer in (lambda f: f, gl.checkpoint):
+            for transform in (gl.grad, gl.hessian):
+                f, rng = function(inner, outer)
+                found.append((transform(f)(x), int(rng.counter)))
+    for (d, n), (want, _) in zip(found, found[:2] * 4, strict=True):
+        np.testing.assert_array_equal(d, want)
+        assert n == 2

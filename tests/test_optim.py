@@ -9,6 +9,7 @@ import gradlib as gl
 from gradlib.kernels import cpu
 from gradlib.ops import optim as rules
 
+SHARED = np.ones(1)
 TOLERANCE = {np.float32: 1e-6, np.float64: 1e-13}
 
 
@@ -119,6 +120,8 @@ def test_learning_rate_can_change_between_steps():
         (lambda: gl.optim.Adam({"w": np.ones(2, int)}), TypeError, "Adam: expected floating-point arrays.*int64.*w"),
         (lambda: gl.optim.Adam({"w": np.float64(2)}), TypeError, "Adam: expected floating-point arrays"),
         (lambda: gl.optim.Adam([np.broadcast_to(1.0, 3)]), ValueError, "read-only"),
+        (lambda: gl.optim.Adam([np.ones(1)], betas=0.9), ValueError, "Adam: expected two betas"),
+        (lambda: gl.optim.Adam([SHARED, SHARED]), ValueError, "one array stands at two places"),
         (lambda: gl.optim.Adam([np.ones(1)], lr=-1), ValueError, "Adam: expected 0 <= lr"),
         (lambda: gl.optim.Adam([np.ones(1)], betas=(0.9, 1.0)), ValueError, r"betas\[1\]"),
         (lambda: gl.optim.SGD([np.ones(1)], nesterov=True), ValueError, "nesterov needs momentum"),
@@ -147,3 +150,15 @@ def test_bad_gradients_change_nothing(grads, error, words):
         opt.step(grads)
     assert opt.steps == 0
     assert all((p == 1).all() for p in params)
+
+
+@pytest.mark.parametrize("make", [gl.optim.SGD, gl.optim.Adam, gl.optim.AdamW])
+def test_float16_parameters_keep_a_state_of_float32(make):
+    gradients = [np.array([0.0, 1e-3, -2.0]), np.array([1e-4, 3e-3, 1.0])]
+    params = [[np.array([1.0, 2.0, 3.0], t)] for t in (np.float16, np.float64)]
+    for p in params:
+        opt = make(p, lr=1e-2)
+        for g in gradients:
+            opt.step([g.astype(p[0].dtype)])
+    assert params[0][0].dtype == np.float16
+    np.testing.assert_allclose(params[0][0], params[1][0], rtol=2e-3)

@@ -145,3 +145,9 @@ def test_trace_prints_the_graph():
         "y2    sum       y1      float64[]       8",
         "returns y2; 56 bytes",
     ]
+
+
+@pytest.mark.parametrize("wrap", [gl.checkpoint, gl.custom_rules(vjp=lambda primals, y, dy: (dy,))])
+def test_traced_keywords_are_refused(wrap):
+    with pytest.raises(TypeError, match="by position, not by keyword"):
+        gl.grad(lambda x: np.sum(wrap(np.negative)(x=x)))(np.ones(2))

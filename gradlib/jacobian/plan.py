@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..trace import RECORDER, module_of
+from ..capture import recorded
+from ..trace import module_of
 from .chain import DiagonalSegment, RowSegment, Segment
 
 RATE, BANDWIDTH = 40e9, 8e9  # operations and bytes a second of a small machine: only their ratio matters
@@ -146,7 +147,7 @@ def fill(step: Step, segments: Sequence[Segment], like: Any, result: Any) -> Non
     samples = result.shape[0]
     piece = samples
     if isinstance(result, np.ndarray) and not any(s.whole_batch for s in segments):
-        piece = max(1, PIECE // (largest_step(step, segments) * result.dtype.itemsize))
+        piece = max(1, PIECE // max(1, largest_step(step, segments) * result.dtype.itemsize))
     for start in range(0, samples, piece):
         at = slice(start, min(start + piece, samples))
         target = result[at]
@@ -165,9 +166,7 @@ def structured(segments: Sequence[Segment], x: Any, y: Any, mode: str) -> Any:
         fill(step, over, x, result)
         return result.reshape(shape)
 
-    arrays = (x, *[s.arrays() for s in segments])
-    recorder = RECORDER.get()
-    return compute(*arrays) if recorder is None else recorder.call(compute, arrays, {})
+    return recorded(compute, x, *[s.arrays() for s in segments])
 
 
 def _same_memory(a: Any, b: Any) -> bool:

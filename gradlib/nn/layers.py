@@ -9,7 +9,7 @@ import numpy as np
 
 from ..op import describe
 from ..ops import elementwise, softmax
-from ..ops.dropout import dropout
+from ..ops.dropout import check_rate, dropout
 from ..ops.linear import linear
 from .initializers import Initializer, initializer, zeros
 from .module import Module
@@ -118,8 +118,7 @@ class Dropout(Module):
     """`gl.dropout` in training (when the network is called with `rng`), nothing in evaluation."""
 
     def __init__(self, rate: float) -> None:
-        if not 0 <= rate < 1:
-            raise ValueError(f"Dropout: expected 0 <= rate < 1, got {rate}")
+        check_rate("Dropout", rate)
         self.rate = rate
 
     def __repr__(self) -> str:

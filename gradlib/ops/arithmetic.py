@@ -54,7 +54,7 @@ _power = elementwise("power", lambda xp, a, b: xp.power(a, b), _power_da, _power
 
 def power(a: Any, b: Any) -> Any:
     """a**b; a constant exponent of 2 takes the cheaper square."""
-    if type(b) in (int, float) and b == 2:
+    if type(b) in (int, float) and b == 2 and (type(b) is int or a.dtype.kind == "f"):
         return square(a)
     return _power(a, b)
 
@@ -174,7 +174,6 @@ HANDLERS.update(
         np.multiply: multiply,
         np.divide: divide,
         np.power: power,
-        np.float_power: power,
         np.maximum: maximum,
         np.minimum: minimum,
         np.fmax: fmax,

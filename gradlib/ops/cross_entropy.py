@@ -14,6 +14,8 @@ from functools import partial
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from ..capture import effect
 from ..jacobian.blocks import RowGradient
 from ..op import Op, describe, shape_of, total
@@ -37,18 +39,23 @@ def _forward(
     if reduction == "none":
         return rows, (g, one)
     axes = tuple(range(rows.ndim))
-    loss = total(xp, rows, axes)
     if reduction == "sum":
-        return loss, (g, one)
-    count = one * rows.size if valid is None else total(xp, valid.astype(logits.dtype), axes)
-    return loss / count, (g, count)
+        return total(xp, rows, axes), (g, one)
+    if logits.dtype == np.float16:  # neither the sum nor the count of a long text fits
+        rows, one = rows.astype(np.float32), one.astype(np.float32)
+    count = one * rows.size if valid is None else total(xp, valid.astype(rows.dtype), axes)
+    return _as(total(xp, rows, axes) / count, logits), (g, count)
+
+
+def _as(x: Any, like: Any) -> Any:
+    return x if x.dtype == like.dtype else x.astype(like.dtype)
 
 
 def _one_pass(xp: Any, x: Any, labels: Any, smoothing: float) -> tuple[Any, Any]:
     """Row losses (...) and gradients (..., C) from one exponential of the logits."""
     shape, classes = x.shape, x.shape[-1]
     x = xp.ascontiguousarray(x.reshape((-1, classes)))
-    at = xp.arange(0, x.size, classes) + labels.reshape(-1)  # where the labels' logits lie in memory
+    at = xp.arange(0, x.size, classes) + labels.reshape(-1).astype(int)  # where the labels' logits lie in memory
     shifted = x - xp.maximum(largest(xp, x, 1), smallest(x.dtype))
     g = xp.exp(shifted)
     sums = total(xp, g, 1, keepdims=True)
@@ -76,7 +83,7 @@ def _traced_rows(xp: Any, x: Any, labels: Any, smoothing: float) -> tuple[Any, A
 
 def _scaled(saved: tuple, reduction: str) -> Any:
     g, count = saved
-    return g / count if reduction == "mean" else g
+    return _as(g / count, g) if reduction == "mean" else g
 
 
 def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, reduction: str, **static: Any) -> tuple:
@@ -126,6 +133,8 @@ def _check(logits: Any, labels: Any, reduction: str, ignore_index: int | None, l
         )
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'cross_entropy: expected reduction "mean", "sum" or "none", got {reduction!r}')
+    if ignore_index is not None and not isinstance(ignore_index, (int, np.integer)):
+        raise TypeError(f"cross_entropy: expected an int or None as ignore_index, got {type(ignore_index).__name__}")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: expected 0 <= label_smoothing <= 1, got {label_smoothing}")
     classes = logits.shape[-1]

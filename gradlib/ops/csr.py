@@ -11,6 +11,7 @@ With S = S(data) the (B, K) matrix in CSR form (data, indices, indptr) and row(j
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,16 @@ class Pattern:
 
     def __init__(self, indices: Any, indptr: Any, shape: tuple[int, int]) -> None:
         self.indices, self.indptr, self.shape = indices, indptr, shape
+
+    # equal where it is made of the same arrays, so that one matrix has one pattern however often it is wrapped
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pattern) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple:
+        return id(self.indices), id(self.indptr), self.shape
 
 
 class CSR:
@@ -53,6 +64,11 @@ class CSR:
     @property
     def shape(self) -> tuple[int, int]:
         return self.pattern.shape
+
+    def moved(self, move: Callable[[Any], Any]) -> CSR:
+        """With every array passed through `move`: how `gl.to_device` takes it to another device."""
+        p = self.pattern
+        return CSR(move(self.data), Pattern(move(p.indices), move(p.indptr), p.shape))
 
     def to_scipy(self) -> Any:
         """As a scipy.sparse CSR array (data of NumPy only)."""

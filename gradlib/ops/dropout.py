@@ -8,14 +8,18 @@ Sources: Srivastava et al. 2014, "Dropout"; Salmon et al. 2011, "Parallel random
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..capture import effect
+from ..capture import copied, effect, recorded
 from ..jacobian.blocks import Diagonal
 from ..op import Op, describe
-from ..trace import Namespace, module_of, raw
+from ..trace import Namespace, module_of
 
 # Multipliers of the two products, and the Weyl increments of the two key words.
 _M = (0xD2511F53, 0xCD9E8D57)
@@ -54,11 +58,19 @@ def keep_mask(xp: Any, shape: tuple[int, ...], seed: Any, counter: Any, rate: fl
     return xp.reshape(xp.stack(words, axis=-1), (-1,))[:n].reshape(shape) >= np.uint64(threshold(rate))
 
 
+def _scaled_mask(xp: Any, seed: Any, counter: Any, *, shape: tuple[int, ...], dtype: Any, rate: float) -> Any:
+    """mask / (1 - rate)."""
+    return keep_mask(xp, shape, seed, counter, rate).astype(dtype) * (1 / (1 - rate))
+
+
+# An op without derivative, so that a capture makes the mask anew at every replay, at any order.
+_mask = Op("dropout_mask", forward=lambda xp, *x, **static: (_scaled_mask(xp, *x, **static), ()), registered=False)
+
+
 def _scale(xp: Any, like: Any, saved: tuple, rate: float) -> Any:
-    """mask / (1 - rate), made of plain numbers at every order."""
-    module = xp.module if isinstance(xp, Namespace) else xp
-    mask = keep_mask(module, like.shape, raw(saved[0]), raw(saved[1]), rate)
-    return mask.astype(like.dtype) * (1 / (1 - rate))
+    """mask / (1 - rate) for an array like `like`."""
+    make: Any = _mask if isinstance(xp, Namespace) else partial(_scaled_mask, xp)
+    return make(saved[0], saved[1], shape=like.shape, dtype=like.dtype, rate=rate)
 
 
 class _Shaped:
@@ -69,7 +81,6 @@ class _Shaped:
 
 
 def _forward(xp: Any, x: Any, seed: Any, counter: Any, *, rate: float) -> tuple:
-    counter = counter.copy()  # the generator goes on counting in place
     saved = (seed, counter, xp.broadcast_to(xp.zeros((), x.dtype), x.shape))  # the last one only for its shape
     return x * _scale(xp, x, saved, rate), saved
 
@@ -133,12 +144,50 @@ def dropout(x: Any, rate: float, rng: Generator) -> Any:
         raise TypeError(f"dropout: expected a gl.Generator as rng, got {type(rng).__name__}")
     if not hasattr(x, "dtype") or x.dtype.kind != "f":
         raise TypeError(f"dropout: expected a floating-point array, got {describe(x)}")
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout: expected 0 <= rate < 1, got {rate}")
-    y = _dropout(x, rng.seed, rng.counter, rate=float(rate))
+    check_rate("dropout", rate)
+    draws = _DRAWS.get()
+    counter = _draw(rng) if draws is None else draws.next(rng)
+    return _dropout(x, rng.seed, counter, rate=float(rate))
+
+
+def check_rate(name: str, rate: Any) -> None:
+    """ValueError unless 0 <= rate < 1."""
+    if not isinstance(rate, (int, float, np.number)) or not 0 <= rate < 1:
+        raise ValueError(f"{name}: expected 0 <= rate < 1, got {rate!r}")
+
+
+def _draw(rng: Generator) -> Any:
+    """The generator's counter, a copy since it goes on counting in place."""
+    counter = recorded(copied, rng.counter)
     effect(_count_on, rng)
-    return y
+    return counter
 
 
 def _count_on(rng: Generator) -> None:
     rng.counter += np.uint64(1)
+
+
+class _Draws:
+    """One run of a function that may run again: takes its counters from a list, and adds to it those that are new."""
+
+    def __init__(self, counters: list[Any]) -> None:
+        self.counters, self.at, self.outer = counters, 0, _DRAWS.get()
+
+    def next(self, rng: Generator) -> Any:
+        if self.at == len(self.counters):
+            self.counters.append(_draw(rng) if self.outer is None else self.outer.next(rng))
+        self.at += 1
+        return self.counters[self.at - 1]
+
+
+_DRAWS: ContextVar[_Draws | None] = ContextVar("gradlib_draws", default=None)
+
+
+@contextmanager
+def same_masks(counters: list[Any]) -> Iterator[None]:
+    """Every block given the same list, empty at first, draws the same masks: for what is computed again."""
+    token = _DRAWS.set(_Draws(counters))
+    try:
+        yield
+    finally:
+        _DRAWS.reset(token)

@@ -15,8 +15,9 @@ import numpy as np
 
 from ..device import array_module
 from ..op import Op, describe, normalize_axis, shape_of
-from ..trace import HANDLERS, Namespace, Traced, module_of, raw
+from ..trace import HANDLERS, Namespace, Traced, module_of
 from .batching import UNKNOWN, Mixed, Tag
+from .nondiff import concrete
 from .shape import _transpose, ravel, reshape
 
 ARRAY = "array"
@@ -142,7 +143,9 @@ def _getitem_batch(tags: tuple, shapes: tuple, static: dict) -> Any:
         if axis_of_x == at:
             if entry == slice(None) and index_tag is None:
                 return Tag(place[i] - place["ndim"], tag.rows)
-            if entry is ARRAY and aligned[template[:i].count(ARRAY)] and tag.rows == 1:
+            k = template[:i].count(ARRAY)
+            own = entry is ARRAY and aligned[k] and shapes[1 + k] == (shapes[0][at], *(1,) * (len(index_shape) - 1))
+            if own and tag.rows == 1 and (index_tag is None or index_tag.axis == -len(index_shape)):
                 return Tag(place["first"] - place["ndim"], 1)
             return UNKNOWN if index_tag else Mixed("indexing", "picks or reorders entries along the batch axis")
         axis_of_x += 1
@@ -221,7 +224,7 @@ def _as_indices(entry: Any, module: Any) -> list[Any]:
         entry = module.asarray(entry, dtype=int if not entry else None)
     kind = entry.dtype.kind
     if kind == "b":
-        return list(module.nonzero(raw(entry)))
+        return list(module.nonzero(concrete(entry, "a mask as an index")))
     if kind not in "iu":
         raise TypeError(f"indexing: expected arrays of ints or bools, got {describe(entry)}")
     if type(entry) is not Traced and not shape_of(entry):

@@ -194,8 +194,8 @@ def _check(x: Any, w: Any, b: Any, activation: str | None) -> None:
         a = a.data if name == "x" and (is_sparse(a) or isinstance(a, CSR)) else a
         if a is not None and (not hasattr(a, "dtype") or a.dtype.kind != "f"):
             raise TypeError(f"linear: expected floating-point {name}, got {describe(a)}")
-    k = shape_of(x)[-1:]
-    if len(shape_of(w)) != 2 or not k or k[0] != w.shape[0]:
+    k, sparse = shape_of(x)[-1:], is_sparse(x) or isinstance(x, CSR)
+    if len(shape_of(w)) != 2 or not k or k[0] != w.shape[0] or (sparse and len(x.shape) != 2):
         raise ValueError(f"linear: expected x (..., K) and w (K, N), got {_name(x)} and {describe(w)}")
     if b is not None and shape_of(b) != w.shape[1:]:
         raise ValueError(f"linear: expected b of shape {w.shape[1:]} for w {describe(w)}, got {describe(b)}")

@@ -123,6 +123,16 @@ def _reduced(name: str) -> Callable[..., Any]:
     return call
 
 
+def _compared(name: str) -> Callable[..., Any]:
+    """allclose and array_equal: a plain value, since they are asked for control flow."""
+
+    def call(a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
+        module = (a if type(a) is Traced else b).module
+        return getattr(module, name)(*[concrete(x, f"np.{name}") for x in (a, b)], *args, **kwargs)
+
+    return call
+
+
 def _like(name: str) -> Callable[..., Any]:
     """zeros_like and friends: plain arrays with the shape and dtype of the concrete value."""
 
@@ -146,8 +156,8 @@ HANDLERS.update(
         np.zeros_like: _like("zeros_like"),
         np.ones_like: _like("ones_like"),
         np.empty_like: _like("empty_like"),
-        np.allclose: lambda a, b, *args, **kwargs: np.allclose(raw(a), raw(b), *args, **kwargs),
-        np.array_equal: lambda a, b, *args, **kwargs: np.array_equal(raw(a), raw(b), *args, **kwargs),
+        np.allclose: _compared("allclose"),
+        np.array_equal: _compared("array_equal"),
         np.isscalar: lambda a: False,
         np.result_type: lambda *a: np.result_type(*(x.dtype if type(x) is Traced else x for x in a)),
     }

@@ -15,12 +15,18 @@ from typing import Any
 import numpy as np
 
 
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype of the state and of the arithmetic: float16 would lose g² and ε."""
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
 def sgd(
     params: list, grads: list, velocity: list, lr: Any, *, momentum: float, nesterov: bool, weight_decay: float
 ) -> None:
     """One SGD step; `velocity` is empty without momentum. lr: 0-d float64 array."""
     for i, (p, g) in enumerate(zip(params, grads, strict=True)):
-        rate = lr.astype(p.dtype)
+        wide = wide_dtype(p.dtype)
+        rate, g = lr.astype(wide), g.astype(wide, copy=False)
         if weight_decay:
             g = g + weight_decay * p
         if momentum:
@@ -48,7 +54,8 @@ def adam(
     """One Adam step; `step` (0-d int64) already counts it. lr: 0-d float64 array."""
     correct1, correct2 = 1 - beta1 ** step.astype(np.float64), 1 - beta2 ** step.astype(np.float64)
     for p, g, a, b in zip(params, grads, m, v, strict=True):
-        rate, c1, c2 = (s.astype(p.dtype) for s in (lr, correct1, correct2))
+        rate, c1, c2 = (s.astype(a.dtype) for s in (lr, correct1, correct2))
+        g = g.astype(a.dtype, copy=False)
         if weight_decay and decoupled:
             p -= (rate * weight_decay) * p
         elif weight_decay:

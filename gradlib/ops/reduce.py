@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..op import Op, normalize_axes, normalize_axis, shape_of, total
+from ..op import Op, describe, normalize_axes, normalize_axis, shape_of, total
 from ..trace import HANDLERS, lose_trace
 from .arithmetic import multiply, subtract, where
 from .batching import reduction_batch, same_axes_batch
@@ -245,7 +245,11 @@ def var(
     n, free = _count(a, axes), ddof if correction is _UNSET else correction
     deviation = subtract(a, mean(a, axes, keepdims=True))
     total = mean(square(deviation), axes, keepdims=keepdims)
-    return multiply(total, n / (n - free)) if free else total
+    if not free:
+        return total
+    if n <= free:
+        raise ValueError(f"var: expected more than ddof = {free} entries along axis {axes}, got {describe(a)}")
+    return multiply(total, n / (n - free))
 
 
 def std(a: Any, *args: Any, **kwargs: Any) -> Any:

@@ -4,7 +4,8 @@
     l = x - logsumexp(x)                          dx = dy - exp(l) Σ dy         Jacobian: I - 1 exp(l)ᵀ
     s = m + log Σ exp(x - m)                      dx = dy exp(x - s)
 
-A row that is all -inf (everything masked) has softmax 0, log_softmax and logsumexp -inf, and derivative 0.
+A row that is all -inf (everything masked) has softmax 0, log_softmax and logsumexp -inf; softmax and logsumexp have
+derivative 0 there, log_softmax passes dy.
 Source: Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp and softmax functions".
 """
 

@@ -33,6 +33,8 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, lr)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"{self.name}: expected two betas, got {betas!r}")
         for name, value in (("betas[0]", betas[0]), ("betas[1]", betas[1])):
             check_range(self.name, name, value, 0, 1)
         check_range(self.name, "eps", eps, 0, np.inf)

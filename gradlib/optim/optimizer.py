@@ -28,6 +28,10 @@ class Optimizer:
         self._params = leaves
         for p, path in zip(leaves, self._paths, strict=True):
             _check_parameter(self.name, p, path)
+        if len({id(p) for p in leaves}) != len(leaves):
+            raise ValueError(
+                f"{self.name}: one array stands at two places in the parameters; it would be updated twice"
+            )
         # contiguous parameters are updated through flat views, which the compiled loops and the kernels take
         self._flat = all(p.flags.c_contiguous for p in leaves)
         self._targets = [p.reshape(-1) for p in leaves] if self._flat else leaves
@@ -55,7 +59,7 @@ class Optimizer:
         return int(self._step)
 
     def _like(self) -> list[Any]:
-        return [self._xp.zeros(p.shape, p.dtype) for p in self._targets]
+        return [self._xp.zeros(p.shape, rules.wide_dtype(p.dtype)) for p in self._targets]
 
     def step(self, grads: Any) -> None:
         """Update the parameters in place. grads: a pytree of the parameters' structure, shapes and dtypes.
