@@ -17,6 +17,7 @@ import numpy as np
 
 from . import tree
 from .device import SIMULATING, array_module
+from .memory import keep_freed_memory
 from .op import Op, Unit, describe
 from .trace import RECORDER, WATCHER, Trace, Traced, find_module, raw
 
@@ -239,7 +240,8 @@ def capture(f: Callable[..., Any]) -> Callable[..., Any]:
     with new shapes, dtypes or other arguments runs and records it; later calls run the recorded rules on the new
     arrays, with values equal to the last bit. Arrays that f uses without taking them as arguments are held by
     reference: what changes in place (parameters under `opt.step`) is seen, a new array under the same name is not.
-    Python code of f (printing, counting) runs only while it is recorded.
+    Python code of f (printing, counting) runs only while it is recorded. Intermediate results are freed after their
+    last use and their memory is used again: on Linux the process keeps up to 256 MB of it.
 
     Raises TypeError while recording where the result would depend on an array's value outside of array code:
     `if`, `float()`, `int()` of an array, and NumPy calls that do not dispatch.
@@ -250,6 +252,7 @@ def capture(f: Callable[..., Any]) -> Callable[..., Any]:
     (array([2., 2.]), array([6., 8.]))
     """
     programs: dict[Any, Captured] = {}
+    keep_freed_memory()
     lock = threading.Lock()
 
     @wraps(f)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gradlib as gl
+from gradlib.memory import keep_freed_memory
 
 RNG = np.random.default_rng(0)
 NET = gl.nn.Sequential(gl.nn.Linear(6, 5), gl.nn.ReLU(), gl.nn.Dropout(0.3), gl.nn.Linear(5, 3))
@@ -218,3 +219,25 @@ def test_replays_are_looked_at_by_detect_anomaly():
     captured(np.ones(2))
     with gl.detect_anomaly(), pytest.raises(FloatingPointError, match="log"):
         captured(np.zeros(2))
+
+
+def test_replays_use_memory_again():
+    resource = pytest.importorskip("resource")
+    if not keep_freed_memory():
+        pytest.skip("only glibc can be told to keep memory")
+
+    def f(x):
+        for _ in range(10):
+            x = np.sin(x) * 2
+        return x.sum()
+
+    x = np.ones(100_000)
+    captured = gl.capture(gl.grad(f))
+    for _ in range(3):
+        captured(x)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        captured(x)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    fresh = 5 * 30 * x.nbytes / resource.getpagesize()  # about thirty results of x's size a replay
+    assert faults < 0.1 * fresh
