@@ -86,7 +86,7 @@ def test_float64_kernels_may_calculate_in_float64():
 def test_missing_tools_say_what_to_install(monkeypatch):
     pathfinder = pytest.importorskip("cuda.pathfinder")
     monkeypatch.setattr(pathfinder, "find_nvidia_binary_utility", lambda name: None)
-    with pytest.raises(RuntimeError, match=r'nvdisasm.*pip install "gradlib\[check\]"'):
+    with pytest.raises(RuntimeError, match=r'(nvdisasm|numba_cuda).*pip install "gradlib\[check\]"'):
         inspection._tools()
 
 

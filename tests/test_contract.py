@@ -90,6 +90,8 @@ def test_every_kernel_is_compared_with_its_rule(name):
 def test_kernel_files_are_named_for_ops_files():
     exported = {}
     for path in (ROOT / "kernels").glob("*.py"):
+        if path.stem == "intrinsics_hardware":  # exports no Kernel, and needs numba-cuda, which the simulator does not
+            continue
         module = importlib.import_module(f"gradlib.kernels.{path.stem}")
         found = [n for n, v in vars(module).items() if type(v).__name__ == "Kernel" and not n.startswith("_")]
         exported |= dict.fromkeys(found, path.stem) if found else {}
