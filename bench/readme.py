@@ -1,6 +1,6 @@
 """The README's table of figures, drawn from the newest recorded run of each device: `python bench/readme.py` writes it.
 
-A cell holds the time and, in brackets, gradlib's time over it: below 1 gradlib is faster.
+Behind each of the others' times, in brackets, gradlib's time over it: below 1 gradlib is faster.
 """
 
 from __future__ import annotations
@@ -28,25 +28,20 @@ def newest(folder: Path = HERE / "results") -> list[dict[str, Any]]:
 
 def section(run: dict[str, Any]) -> str:
     """One device's caption and table."""
-    names = list(dict.fromkeys(row["name"] for case in run["cases"] for row in case["contenders"]))
-    names.sort(key=lambda name: not name.startswith(OURS))
-    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    lines = ["| | gradlib | others |", "|---|---|---|"]
     for case in run["cases"]:
-        rows = {row["name"]: row for row in case["contenders"]}
-        cells = [cell(rows.get(name)) for name in names]
-        lines.append(f"| {case['about']} | {' | '.join(cells)} |")
+        timed = [row for row in case["contenders"] if row["median_us"] is not None]
+        ours = [duration(row["median_us"]) for row in timed if row["name"] == OURS]
+        others = [
+            f"{row['name']} {duration(row['median_us'])} ({row['ratio']:.2f})" for row in timed if row["name"] != OURS
+        ]
+        lines.append(f"| {case['about']} | {''.join(ours)} | {', '.join(others)} |")
     versions = {k: v for case in run["cases"] for row in case["contenders"] for k, v in row["versions"].items()}
-    wanted = ("numpy", "torch", "jax", "autograd")
-    made = ", ".join(f"{k} {versions[k]}" for k in wanted if k in versions)
-    where = f"{run['cpu']}, {run['cores']} cores, {run['threads']} threads"
-    return f"{where}; {made}; {run['date'][:10]}, commit {run['commit'][:9]}.\n\n" + "\n".join(lines)
-
-
-def cell(row: dict[str, Any] | None) -> str:
-    if row is None or row["median_us"] is None:
-        return ""
-    time = duration(row["median_us"])
-    return time if row["name"] == OURS else f"{time} ({row['ratio']:.2f})"
+    made = ", ".join(f"{k} {versions[k]}" for k in ("numpy", "torch", "jax", "autograd") if k in versions)
+    return (
+        f"{run['cpu']}, {run['cores']} cores; {made}; {run['date'][:10]}, commit {run['commit'][:9]}.\n\n"
+        + "\n".join(lines)
+    )
 
 
 def table() -> str:
