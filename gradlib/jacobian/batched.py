@@ -19,7 +19,7 @@ from ..trace import Trace, Traced, module_of
 from ..transforms import Outputs, check_float, owned, pick
 from .chain import plain_chain
 from .dense import check_mode, in_chunks
-from .plan import structured
+from .execute import structured
 from .samples import pull_samples, push_samples, sample_units
 from .tags import check_output, follow, probe
 
