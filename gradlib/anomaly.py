@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .op import describe
+from .op import Op, describe
 from .trace import WATCHER, Node, module_of, raw
 
 _OWN = (os.path.dirname(__file__) + os.sep, os.path.dirname(np.__file__) + os.sep)
@@ -42,11 +42,13 @@ def detect_anomaly() -> Iterator[None]:
 class _Watcher:
     """Looks at what a trace records and sweeps."""
 
-    def recorded(self, node: Node, vals: Any, y: Any) -> None:
-        node.line = user_line()
+    def recorded(self, op: Op, vals: Any, y: Any) -> str:
+        """The user's line that called the op."""
+        line = user_line()
         if not _finite(y) and _finite(vals):
             given = ", ".join(map(describe, vals))
-            raise FloatingPointError(f"{node.op.name} gives non-finite values of finite ones ({given}) at {node.line}")
+            raise FloatingPointError(f"{op.name} gives non-finite values of finite ones ({given}) at {line}")
+        return line
 
     def swept(self, node: Node, before: Any, after: Any) -> None:
         if not _finite(after) and _finite(before):

@@ -56,23 +56,29 @@ def sweep_back(trace: Trace, cotangents: list[Any], release: bool = False) -> li
 
     `release` drops each node once it has been used, so that its arrays can be freed: for a pullback used once.
     """
-    nodes, plain = trace.nodes, not SIMULATING.get()
-    for i in range(len(nodes) - 1, -1, -1):
-        node = nodes.pop() if release else nodes[i]
-        dy = take_cotangent(trace, node, cotangents)
-        if dy is None or node.op.vjp is None:
+    nodes, outs, watcher, plain = trace.nodes, trace.outs, trace.watcher, not SIMULATING.get()
+    for at in range(len(nodes) - 1, -1, -1):
+        node = nodes.pop() if release else nodes[at]
+        op, xp, static, saved, parents, slot, outputs, _, _, _ = node
+        if outputs:
+            dy = take_cotangent(trace, node, cotangents)
+        else:
+            dy, cotangents[slot] = cotangents[slot], None
+        if dy is None or op.vjp is None:
             continue
-        parents = node.parents
-        need = tuple([p >= 0 for p in parents])
-        if plain and node.xp is np and type(dy) is np.ndarray:
-            dxs = node.op.vjp(np, node.saved, dy, need, **node.static)
+        need = (True,) * len(parents) if -1 not in parents else tuple([p >= 0 for p in parents])
+        if plain and xp is np and type(dy) is np.ndarray:
+            dxs = op.vjp(np, saved, dy, need, **static)
         else:
             dxs = call_vjp(node, dy, need)
-        if trace.watcher is not None:
-            trace.watcher.swept(node, dy, dxs)
-        for slot, dx in zip(parents, dxs, strict=True):
-            if slot >= 0 and dx is not None:
-                accumulate(trace, cotangents, slot, dx)
+        if watcher is not None:
+            watcher.swept(node, dy, dxs)
+        for i, slot in enumerate(parents):  # zip(…, strict=True) costs 0.3 µs
+            if slot >= 0 and (dx := dxs[i]) is not None:
+                if cotangents[slot] is None and dx.dtype is outs[slot][1]:
+                    cotangents[slot] = dx  # as `accumulate` does
+                else:
+                    accumulate(trace, cotangents, slot, dx)
     return cotangents
 
 

@@ -17,14 +17,14 @@ from .batching import elementwise_batch
 from .elementwise import square
 from .pointwise import elementwise
 
-add = elementwise("add", lambda xp, a, b: xp.add(a, b), 1, 1, module="arithmetic")
-subtract = elementwise("subtract", lambda xp, a, b: xp.subtract(a, b), 1, -1, module="arithmetic")
+add = elementwise("add", lambda xp, a, b: a + b, 1, 1, module="arithmetic")
+subtract = elementwise("subtract", lambda xp, a, b: a - b, 1, -1, module="arithmetic")
 multiply = elementwise(
-    "multiply", lambda xp, a, b: xp.multiply(a, b), lambda xp, a, b, y: b, lambda xp, a, b, y: a, module="arithmetic"
+    "multiply", lambda xp, a, b: a * b, lambda xp, a, b, y: b, lambda xp, a, b, y: a, module="arithmetic"
 )
 divide = elementwise(
     "divide",
-    lambda xp, a, b: xp.divide(a, b),
+    lambda xp, a, b: a / b,
     lambda xp, a, b, y: 1 / b,
     lambda xp, a, b, y: -y / b,
     module="arithmetic",
