@@ -214,9 +214,10 @@ class _Program:
 class Captured:
     """A recorded call: its replay function, and how to rebuild the result."""
 
-    def __init__(self, f: Callable[..., Any], leaves: list[Any], at: list[int], structure: Any) -> None:
+    def __init__(self, f: Callable[..., Any], leaves: list[Any], structure: Any) -> None:
         recorder, full = Recorder(), list(leaves)
-        for i in at:  # copies, since arrays are known by identity and one may be given twice
+        self.at = [i for i, x in enumerate(leaves) if array_module(x) is not None]
+        for i in self.at:  # copies, since arrays are known by identity and one may be given twice
             full[i] = recorder.wrap(leaves[i].copy())
         token = RECORDER.set(recorder)
         try:
@@ -229,7 +230,7 @@ class Captured:
         finally:
             RECORDER.reset(token)
             recorder.alive = False
-        self.replay = compile_program(recorder, [full[i].slot for i in at], recorder.template(tuple(out)))
+        self.replay = compile_program(recorder, [full[i].slot for i in self.at], recorder.template(tuple(out)))
         self.first = [raw(x) for x in out]
 
 
@@ -258,12 +259,10 @@ def capture(f: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         leaves, structure = tree.flatten((args, kwargs))
-        if RECORDER.get() is not None or any(type(x) is Traced for x in leaves):
-            return f(*args, **kwargs)  # part of a larger computation, which records it
-        if WATCHER.get() is not None:
-            return f(*args, **kwargs)  # detect_anomaly looks at traces
-        at = [i for i, x in enumerate(leaves) if array_module(x) is not None]
-        key = (structure, tuple(_signature(x) for x in leaves))
+        # part of a larger computation, which records it; detect_anomaly looks at traces
+        if RECORDER.get() is not None or WATCHER.get() is not None or Traced in map(type, leaves):
+            return f(*args, **kwargs)
+        key = structure, tuple([(x.shape, x.dtype) if type(x) is np.ndarray else _signature(x) for x in leaves])
         try:
             program = programs.get(key)
         except TypeError:
@@ -272,13 +271,13 @@ def capture(f: Callable[..., Any]) -> Callable[..., Any]:
             ) from None
         if program is None:
             with lock:
-                program = programs[key] = Captured(f, leaves, at, structure)
+                program = programs[key] = Captured(f, leaves, structure)
                 return tree.unflatten(program.structure, program.first)
-        return tree.unflatten(program.structure, program.replay(*[leaves[i] for i in at]))
+        return tree.unflatten(program.structure, program.replay(*[leaves[i] for i in program.at]))
 
     return wrapped
 
 
 def _signature(x: Any) -> Any:
     module = array_module(x)
-    return (type(x), x) if module is None else (module.__name__, x.shape, x.dtype.str)
+    return (type(x), x) if module is None else (module.__name__, x.shape, x.dtype)

@@ -22,7 +22,7 @@ from ..op import Op, describe, shape_of, total
 from ..trace import Namespace, Traced
 from .arithmetic import multiply
 from .batching import Mixed, Tag
-from .softmax import largest, log_softmax, smallest, softmax
+from .softmax import largest, log_softmax, smallest, softmax, summed
 
 
 def _forward(
@@ -58,7 +58,7 @@ def _one_pass(xp: Any, x: Any, labels: Any, smoothing: float) -> tuple[Any, Any]
     at = xp.arange(0, x.size, classes) + labels.reshape(-1).astype(int)  # where the labels' logits lie in memory
     shifted = x - xp.maximum(largest(xp, x, 1), smallest(x.dtype))
     g = xp.exp(shifted)
-    sums = total(xp, g, 1, keepdims=True)
+    sums = summed(xp, g, 1)
     if not bool(sums.all()):
         sums = xp.where(sums == 0, 1, sums)  # 0 where every logit is -inf
     logs = xp.log(sums).reshape(-1)
@@ -89,9 +89,11 @@ def _scaled(saved: tuple, reduction: str) -> Any:
 def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, reduction: str, **static: Any) -> tuple:
     if not need[0]:
         return None, None
-    g = _scaled(saved, reduction)
-    rows = xp.expand_dims(dy, -1) if reduction == "none" else dy.reshape((dy.shape[0],) + (1,) * g.ndim)
-    return rows * g, None
+    g, count = saved
+    if reduction == "none":
+        return xp.expand_dims(dy, -1) * g, None
+    rows = dy / count if reduction == "mean" else dy
+    return _as(rows.reshape((dy.shape[0],) + (1,) * g.ndim) * g, g), None
 
 
 def _jvp(xp: Any, saved: tuple, dx: tuple, *, reduction: str, **static: Any) -> Any:
@@ -156,9 +158,8 @@ def _check_labels(labels: Any, classes: int, ignore_index: int | None, reduction
     """Labels in range; on the GPU too, since a wrong label would read outside the logits."""
     if not labels.size:
         return
-    low, high = int(labels.min()), int(labels.max())
-    if low >= 0 and high < classes and ignore_index is None:
-        return
+    if ignore_index is None and int(labels.view(f"u{labels.itemsize}").max()) < classes:
+        return  # as unsigned numbers, the negative ones are the largest
     bad = (labels < 0) | (labels >= classes)
     if ignore_index is not None:
         bad &= labels != ignore_index

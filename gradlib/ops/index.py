@@ -66,7 +66,7 @@ def _segment_sum(xp: Any, dy: Any, at: Any, out: Any) -> Any:
 
 
 def _getitem_forward(xp: Any, x: Any, *arrays: Any, template: tuple, aligned: tuple = ()) -> tuple:
-    return x[_fill(template, arrays)], (x, *arrays)
+    return x[_fill(template, arrays) if arrays else template], (x, *arrays)
 
 
 def _getitem_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, template: tuple, aligned: tuple = ()) -> tuple:

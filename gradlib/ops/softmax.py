@@ -22,6 +22,8 @@ from ..op import Op, describe, normalize_axis, shape_of
 from .batching import reduction_batch, same_axes_batch
 from .nondiff import stopped
 
+SHORT = 32  # entries of a row that NumPy reduces faster as columns
+
 
 def _shifted(xp: Any, x: Any, axis: int) -> tuple[Any, Any]:
     """x - m and m = max x, at least the smallest finite number, so that x - m is never nan."""
@@ -31,7 +33,20 @@ def _shifted(xp: Any, x: Any, axis: int) -> tuple[Any, Any]:
 
 def largest(xp: Any, x: Any, axis: int) -> Any:
     """max x along `axis`, kept with size 1."""
-    return np.maximum.reduce(x, axis, keepdims=True) if xp is np else xp.max(x, axis=axis, keepdims=True)
+    return _along(np.maximum, x, axis) if xp is np else xp.max(x, axis=axis, keepdims=True)
+
+
+def summed(xp: Any, x: Any, axis: int) -> Any:
+    """Σ x along `axis`, kept with size 1."""
+    return _along(np.add, x, axis) if xp is np else xp.sum(x, axis=axis, keepdims=True)
+
+
+def _along(ufunc: Any, x: Any, axis: int) -> Any:
+    """A reduction by NumPy, which takes the columns of a matrix up to nine times faster than short rows."""
+    if axis == x.ndim - 1 > 0 and 0 < x.shape[axis] <= SHORT and x.dtype.itemsize > 2:
+        columns = np.ascontiguousarray(x.reshape(-1, x.shape[axis]).T)
+        return ufunc.reduce(columns, 0).reshape((*x.shape[:-1], 1))
+    return ufunc.reduce(x, axis, keepdims=True)
 
 
 @cache
@@ -42,14 +57,14 @@ def smallest(dtype: Any) -> float:
 
 def _softmax_forward(xp: Any, x: Any, *, axis: int) -> tuple:
     e = xp.exp(_shifted(xp, x, axis)[0])
-    total = xp.sum(e, axis=axis, keepdims=True)
+    total = summed(xp, e, axis)
     y = e / xp.where(xp.equal(total, 0), 1, total)
     return y, (y,)
 
 
 def _softmax_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: int) -> tuple:
     y = saved[0]
-    return (y * (dy - xp.sum(dy * y, axis=axis + 1, keepdims=True)),)
+    return (y * (dy - summed(xp, dy * y, axis + 1)),)
 
 
 def _softmax_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int) -> Any:
@@ -62,17 +77,17 @@ def _softmax_block(xp: Any, saved: tuple, i: int, *, axis: int) -> Any:
 
 def _log_softmax_forward(xp: Any, x: Any, *, axis: int) -> tuple:
     shifted, _ = _shifted(xp, x, axis)
-    total = xp.sum(xp.exp(shifted), axis=axis, keepdims=True)
+    total = summed(xp, xp.exp(shifted), axis)
     y = shifted - xp.log(xp.where(xp.equal(total, 0), 1, total))
     return y, (y,)
 
 
 def _log_softmax_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: int) -> tuple:
-    return (dy - xp.exp(saved[0]) * xp.sum(dy, axis=axis + 1, keepdims=True),)
+    return (dy - xp.exp(saved[0]) * summed(xp, dy, axis + 1),)
 
 
 def _log_softmax_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int) -> Any:
-    return dx[0] - xp.sum(dx[0] * xp.exp(saved[0]), axis=axis + 1, keepdims=True)
+    return dx[0] - summed(xp, dx[0] * xp.exp(saved[0]), axis + 1)
 
 
 def _log_softmax_block(xp: Any, saved: tuple, i: int, *, axis: int) -> Any:
@@ -82,7 +97,7 @@ def _log_softmax_block(xp: Any, saved: tuple, i: int, *, axis: int) -> Any:
 
 def _logsumexp_forward(xp: Any, x: Any, *, axis: int, keepdims: bool) -> tuple:
     shifted, m = _shifted(xp, x, axis)
-    total = xp.sum(xp.exp(shifted), axis=axis, keepdims=True)
+    total = summed(xp, xp.exp(shifted), axis)
     empty = xp.equal(total, 0)
     y = xp.where(empty, -math.inf, m + xp.log(xp.where(empty, 1, total)))
     y = y if keepdims else xp.squeeze(y, axis=axis)
@@ -94,7 +109,7 @@ def _probabilities(xp: Any, saved: tuple, axis: int, keepdims: bool) -> Any:
     x, y = saved
     y = y if keepdims else xp.expand_dims(y, axis)
     e = xp.exp(x - xp.where(xp.equal(y, -math.inf), 0, y))
-    total = xp.sum(e, axis=axis, keepdims=True)
+    total = summed(xp, e, axis)
     return e / xp.where(xp.equal(total, 0), 1, total)
 
 
