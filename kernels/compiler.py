@@ -2,6 +2,9 @@
 
 Numba's dispatcher asks the current device only for its compute capability; while a kernel is compiled, that question is
 answered with the architecture wanted, so the same path serves the launch on a GPU and the inspection on a laptop.
+
+Most of the time goes into the first steps. Their result, LTO-IR for the oldest architecture, is linked for any newer
+one, to the same machine code as LTO-IR of its own.
 """
 
 import contextlib
@@ -13,22 +16,34 @@ import numpy as np
 
 from .launch import SIMULATED, THREADS, dtype_of, pointer
 
+OLDEST = (8, 0)  # the compute capability whose LTO-IR serves all newer ones
 _ASKING = threading.Lock()  # one answer at a time, so that no thread takes another's for the question
 
 
-def compile_cubin(launchable, cc, threads=THREADS):
-    """-> (entry name, cubin bytes) of a `Launchable` for compute capability `cc`, e.g. (9, 0) or (9, 0, "a").
+class Lowered:
+    """A `Launchable` as LTO-IR: `entry`, the function's name, and `link`, its machine code for an architecture.
 
     threads: the most threads of a block it will be launched with; it bounds the registers.
     Raises RuntimeError where the simulator is on: it takes the compiler's place in a process.
     """
-    if SIMULATED:
-        raise RuntimeError("compile_cubin: the simulator is on (NUMBA_ENABLE_CUDASIM=1); use a process without it")
-    from . import intrinsics  # noqa: F401  (numba.cuda is loaded there, with its shim)
 
-    library, entry = _lower(launchable, cc, threads)
-    cubin = library.get_cubin(cc=cc)
-    return entry, bytes(getattr(cubin, "code", cubin))
+    def __init__(self, launchable, cc=OLDEST, threads=THREADS):
+        if SIMULATED:
+            raise RuntimeError("compile_cubin: the simulator is on (NUMBA_ENABLE_CUDASIM=1); use a process without it")
+        from . import intrinsics  # noqa: F401  (numba.cuda is loaded there, with its shim)
+
+        self._library, self.entry = _lower(launchable, min(cc[:2], OLDEST), threads)
+
+    def link(self, cc) -> bytes:
+        """The cubin for a compute capability, e.g. (9, 0) or (9, 0, "a")."""
+        cubin = self._library.get_cubin(cc=cc)
+        return bytes(getattr(cubin, "code", cubin))
+
+
+def compile_cubin(launchable, cc, threads=THREADS):
+    """-> (entry name, cubin bytes) of a `Launchable` for compute capability `cc`. See `Lowered`."""
+    lowered = Lowered(launchable, cc, threads)
+    return lowered.entry, lowered.link(cc)
 
 
 def _lower(launchable, cc, threads):

@@ -1,7 +1,6 @@
 """Compile every catalogued kernel with no GPU and read its machine code; hold it to the rules of the house.
 
-One process an architecture: Numba keeps the device functions it has compiled for one of them. The simulator must be off
-in those processes, whatever it is here.
+The kernels are dealt out to processes of their own, in which the simulator must be off, whatever it is here.
 """
 
 import json
@@ -37,7 +36,9 @@ def inspect_all(archs=ARCHITECTURES, only="", processes=2) -> list[dict]:
     for arch in archs:
         _capability(arch)
     with ThreadPoolExecutor(processes) as pool:
-        return [row for rows in pool.map(lambda arch: _inspect_in_process(arch, only), archs) for row in rows]
+        parts = pool.map(lambda part: _inspect_in_process(part, processes, archs, only), range(processes))
+    order = {arch: i for i, arch in enumerate(archs)}
+    return sorted((row for rows in parts for row in rows), key=lambda row: (row["name"], order[row["arch"]]))
 
 
 def gate(rows) -> list[str]:
@@ -60,29 +61,30 @@ def _faults(row):
     return [f"{rule}: {text}" for rule, (broken, text) in found.items() if broken and rule not in row["excepted"]]
 
 
-def _inspect_in_process(arch, only):
-    command = [sys.executable, "-m", "gradlib.kernels.inspection", arch, only]
+def _inspect_in_process(part, parts, archs, only):
+    command = [sys.executable, "-m", "gradlib.kernels.inspection", str(part), str(parts), only, *archs]
     done = subprocess.run(command, env=os.environ | {"NUMBA_ENABLE_CUDASIM": "0"}, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(done.stderr.strip()[-2000:] or f"{arch}: the compiling process ended")
+        raise RuntimeError(done.stderr.strip()[-2000:] or "the compiling process ended")
     return json.loads(done.stdout)
 
 
-def inspect_catalogue(arch, only="") -> list[dict]:
-    """The rows of one architecture, compiled in this process."""
+def inspect_catalogue(part, parts, only, *archs) -> list[dict]:
+    """The rows of every `parts`-th kernel from `part` on, compiled in this process."""
     from .launch import CATALOGUE
 
     tools = _tools()
     load_catalogue()
     keys = [(kernel, key) for kernel in CATALOGUE.values() for key in kernel.instances()]
-    return [_inspect(kernel, key, arch, tools) for kernel, key in keys if re.search(only, kernel.name_of(key))]
+    chosen = [(kernel, key) for kernel, key in keys if re.search(only, kernel.name_of(key))]
+    return [row for kernel, key in chosen[int(part) :: int(parts)] for row in _inspect(kernel, key, archs, tools)]
 
 
 def load_catalogue():
     """Import every file of kernels, which puts its kernels into the catalogue."""
     import importlib
 
-    house = {"__init__", "launch", "compiler", "simulator", "inspection", "cpu"}
+    house = {"__init__", "launch", "compiler", "cache", "simulator", "inspection", "cpu"}
     for file in sorted(Path(__file__).parent.glob("*.py")):
         if file.stem not in house and not file.stem.startswith("intrinsics"):
             importlib.import_module(f"gradlib.kernels.{file.stem}")
@@ -102,28 +104,34 @@ def _tools():
     return tools
 
 
-def _inspect(kernel, key, arch, tools):
-    from .compiler import compile_cubin
+def _inspect(kernel, key, archs, tools):
+    """One row an architecture."""
+    from .compiler import Lowered
 
-    try:
-        _, cubin = compile_cubin(kernel[key], _capability(arch))
-    except Exception as error:
-        raise RuntimeError(f"{kernel.name_of(key)} does not compile for {arch}: {error}") from error
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "kernel.cubin")
-        file.write_bytes(cubin)
-        listing = _run(tools["nvdisasm"], "-c", file)
-        usage = _run(tools["cuobjdump"], "-res-usage", file)
     promise = kernel.expect.get("vector", lambda *key: False)
     excepted = kernel.expect.get("except_for", lambda *key: ())
-    return _figures(listing, usage) | {
+    promised = {
         "name": kernel.name_of(key),
-        "arch": arch,
         "dtype": key[0],
         "register_limit": kernel.expect.get("registers", REGISTERS[key[0]]),
         "vector_promised": bool(promise(*key)),
         "excepted": list(excepted(*key)),
     }
+    try:
+        lowered = Lowered(kernel[key])
+        cubins = {arch: lowered.link(_capability(arch)) for arch in archs}
+    except Exception as error:
+        raise RuntimeError(f"{kernel.name_of(key)} does not compile: {error}") from error
+    return [promised | {"arch": arch} | _read(cubin, tools) for arch, cubin in cubins.items()]
+
+
+def _read(cubin, tools):
+    """The figures of a cubin."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        listing = _run(tools["nvdisasm"], "-c", "-ndf", file)  # -ndf: without an analysis that nobody reads
+        return _figures(listing, _run(tools["cuobjdump"], "-res-usage", file))
 
 
 def _capability(arch):

@@ -13,7 +13,7 @@ one variant: an activation, a vector width). Its parameter annotations are its s
 
     scale["float32", 1](blocks(n, 256), 256, x, y, n)
 
-On the GPU the function is compiled by Numba to a cubin for the current device, kept in memory, and launched by CuPy on
+On the GPU the function is compiled by Numba to a cubin for the current device, kept on disk, and launched by CuPy on
 its current stream. Inside `simulate()` the same function runs on NumPy arrays, thread by thread. Importing this module
 needs no GPU.
 """
@@ -178,10 +178,10 @@ class Launchable:
         device = cupy.cuda.Device()
         function = self._loaded.get(device.id)
         if function is None:
-            from .compiler import compile_cubin
+            from .cache import cubin_of
 
             digits = device.compute_capability  # "90", "100"
-            entry, cubin = compile_cubin(self, (int(digits[:-1]), int(digits[-1])))
+            entry, cubin = cubin_of(self, (int(digits[:-1]), int(digits[-1])))
             module = cupy.cuda.Module()
             module.load(cubin)
             function = self._loaded[device.id] = module.get_function(entry)

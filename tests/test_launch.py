@@ -117,9 +117,7 @@ def cupy(monkeypatch):
 
     cuda = SimpleNamespace(Device=lambda: device, Module=Module)
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr(
-        "gradlib.kernels.compiler.compile_cubin", lambda k, cc: (f"entry{cc}", f"{k.name}{cc}".encode())
-    )
+    monkeypatch.setattr("gradlib.kernels.cache.cubin_of", lambda k, cc: (f"entry{cc}", f"{k.name}{cc}".encode()))
     return SimpleNamespace(log=log, device=device)
 
 
