@@ -108,12 +108,15 @@ def _add_kernels(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("kernels", help="compile every CUDA kernel without a GPU and check its machine code")
     p.add_argument("--arch", action="append", metavar="SM", help="sm_90 for example; may be repeated (default: all)")
     p.add_argument("--only", default="", metavar="REGEX", help="kernels whose names match")
-    p.add_argument("--json", action="store_true")
+    p.add_argument("--json", action="store_true", help="every figure of every row")
+    p.add_argument("--record", action="store_true", help="keep the figures as those that later ones must not exceed")
     p.set_defaults(run=_command("kernels", "kernels"))
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("bench", help="run the benchmarks of a checkout; arguments go to them", add_help=False)
+    p = commands.add_parser(
+        "bench", help="run the benchmarks of a checkout, with --gpu those of the kernels", add_help=False
+    )
     p.set_defaults(run=_command("bench", "bench"))
 
 

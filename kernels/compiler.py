@@ -46,6 +46,16 @@ def compile_cubin(launchable, cc, threads=THREADS):
     return lowered.entry, lowered.link(cc)
 
 
+def versions() -> str:
+    """What compiles, on this machine."""
+    import numba
+    import numba_cuda
+    from cuda.bindings import nvjitlink
+
+    linker = ".".join(map(str, nvjitlink.version()))
+    return f"numba {numba.__version__}, numba-cuda {numba_cuda.__version__}, nvJitLink {linker}"
+
+
 def _lower(launchable, cc, threads):
     from numba.cuda import types
     from numba.cuda.compiler import compile_cuda, kernel_fixup

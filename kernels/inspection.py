@@ -17,7 +17,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_90a", "sm_100")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.M)
 FLOAT64 = re.compile(r"^(DADD|DMUL|DFMA|DSETP|DMNMX|MUFU\.\w+64H)")  # arithmetic; conversions are free to be
 REGISTERS = {"float32": 64, "float64": 128}  # ceilings, unless a kernel states its own
-WIDTHS = {"64": 8, "128": 16}
+WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 RULES = ("registers", "local memory", "float64", "call", "generic access", "vector access")
 MISSING = 'cannot compile kernels here ({}): pip install "gradlib[check]"'
 
@@ -27,8 +27,8 @@ def inspect_all(archs=ARCHITECTURES, only="", processes=2) -> list[dict]:
 
     archs: names such as "sm_90a"; only: a regular expression that the kernels' names must contain.
     -> one row a kernel, dtype, variant and architecture: name, arch, dtype, registers, spill_bytes, stack_bytes,
-    shared_bytes, instructions, vector_loads, vector_stores, generic_accesses, calls, float64_ops, and what was
-    promised: register_limit, vector_promised, excepted.
+    shared_bytes, instructions, load_bytes and store_bytes (a loop's body once), vector_loads, vector_stores,
+    generic_accesses, calls, float64_ops, and what was promised: register_limit, vector_promised, excepted.
     Raises RuntimeError where the compiler or the disassembler is missing, or a kernel does not compile.
 
     >>> rows = inspect_all(["sm_90"], only="softmax")       # doctest: +SKIP
@@ -84,7 +84,7 @@ def load_catalogue():
     """Import every file of kernels, which puts its kernels into the catalogue."""
     import importlib
 
-    house = {"__init__", "launch", "compiler", "cache", "simulator", "inspection", "cpu"}
+    house = {"__init__", "launch", "compiler", "cache", "simulator", "inspection", "ratchet", "cpu"}
     for file in sorted(Path(__file__).parent.glob("*.py")):
         if file.stem not in house and not file.stem.startswith("intrinsics"):
             importlib.import_module(f"gradlib.kernels.{file.stem}")
@@ -153,6 +153,8 @@ def _figures(listing, usage):
         "shared_bytes": shared,
         "spill_bytes": sum(n * _width(name) for name, n in count.items() if name.startswith(("STL", "LDL"))),
         "instructions": sum(n for name, n in count.items() if name != "NOP"),
+        "load_bytes": sum(n * _width(name) for name, n in count.items() if name.startswith("LDG")),
+        "store_bytes": sum(n * _width(name) for name, n in count.items() if name.startswith("STG")),
         "vector_loads": _matching(count, r"^LDG.*\.128"),
         "vector_stores": _matching(count, r"^STG.*\.128"),
         "generic_accesses": _matching(count, r"^(LD|ST)(\.|$)"),

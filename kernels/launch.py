@@ -32,6 +32,7 @@ THREADS = 256  # threads of a block, unless a kernel says otherwise
 FLOATS = ("float32", "float64")
 CATALOGUE: dict[str, "CudaKernel"] = {}
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+POISON = os.environ.get("GRADLIB_POISON", "0") not in ("", "0")  # on a GPU too
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,12 @@ def blocks(items, each) -> int:
 
 
 def empty(xp, shape, dtype):
-    """Uninitialised C-contiguous memory; full of NaN in the simulator, so that what a kernel forgets to write shows."""
+    """Uninitialised C-contiguous memory; full of NaN in the simulator, so that what a kernel forgets to write shows.
+
+    With GRADLIB_POISON=1 in the environment on a GPU too.
+    """
     out = xp.empty(shape, dtype)
-    if simulating():
+    if POISON or simulating():
         out.fill(np.nan if out.dtype.kind == "f" else 0x55)
     return out
 

@@ -112,6 +112,8 @@ def test_reading_a_listing():
         "shared_bytes": 128,
         "spill_bytes": 8,
         "instructions": 6,
+        "load_bytes": 16,
+        "store_bytes": 0,
         "vector_loads": 1,
         "vector_stores": 0,
         "generic_accesses": 1,

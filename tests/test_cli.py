@@ -217,14 +217,17 @@ def test_info_names_versions_and_what_is_missing(capsys, monkeypatch):
     assert 'pip install "gradlib[text]"' in shown and 'pip install "gradlib[sim]"' in shown
 
 
-ROW = {"arch": "sm_90", "registers": 20, "spill_bytes": 0, "shared_bytes": 0, "vector_loads": 4, "float64_ops": 0}
+ROW = {"arch": "sm_90"} | dict.fromkeys(kernels.COLUMNS[2:], 0) | {"registers": 20, "vector_loads": 4}
 
 
 @pytest.mark.parametrize("faults", [[], ["relu-float32 sm_90: 99 registers"]])
 def test_kernels_prints_rows_and_fails_with_the_gate(monkeypatch, capsys, faults):
-    from gradlib.kernels import inspection
+    from gradlib.kernels import compiler, inspection, ratchet
 
     asked = {}
+    monkeypatch.setattr(compiler, "versions", lambda: "compiler 1")
+    monkeypatch.setattr(ratchet, "worse", lambda rows, compiler: [])
+    monkeypatch.setattr(ratchet, "gone", lambda rows: [])
 
     def inspect_all(archs, only=""):
         asked.update(archs=archs, only=only)
@@ -236,7 +239,7 @@ def test_kernels_prints_rows_and_fails_with_the_gate(monkeypatch, capsys, faults
     shown = capsys.readouterr()
     assert asked == {"archs": ("sm_90",), "only": "relu"}
     assert shown.out.splitlines()[0].split() == list(kernels.COLUMNS)
-    assert shown.out.splitlines()[1].split() == ["relu-float32", "sm_90", "20", "0", "0", "4", "0"]
+    assert shown.out.splitlines()[1].split() == ["relu-float32", "sm_90", "20", *"00000", "4", "0"]
     assert ("99 registers" in shown.err) == bool(faults)
     assert main(["kernels", "--json"]) == (1 if faults else 0)
     assert json.loads(capsys.readouterr().out)[0]["name"] == "relu-float32"
@@ -247,6 +250,27 @@ def test_kernels_without_a_match(monkeypatch, capsys):
 
     monkeypatch.setattr(inspection, "inspect_all", lambda archs, only="": [])
     failed(capsys, main(["kernels", "--only", "nothing"]), "no kernel matches")
+    failed(capsys, main(["kernels", "--only", "["]), "not a regular expression")
+
+
+def test_kernels_that_got_worse_fail(monkeypatch, capsys, tmp_path):
+    from gradlib.kernels import compiler, inspection, ratchet
+
+    rows = [ROW | {"name": "relu-float32"}, ROW | {"name": "relu-float32", "arch": "sm_80", "registers": 99}]
+    monkeypatch.setattr(compiler, "versions", lambda: "compiler 1")
+    monkeypatch.setattr(ratchet, "FILE", tmp_path / "figures.json")
+    monkeypatch.setattr(inspection, "inspect_all", lambda archs, only="": rows)
+    monkeypatch.setattr(inspection, "gate", lambda rows: [])
+    failed(capsys, main(["kernels"]), "relu-float32 is not recorded: run gradlib kernels --record")
+    assert main(["kernels", "--record"]) == 0 and main(["kernels"]) == 0
+    rows[0] = rows[0] | {"instructions": 9}
+    failed(capsys, main(["kernels"]), "relu-float32: 9 instructions, recorded are 0")
+    rows[0] = rows[0] | {"instructions": 0}
+    rows.append(ROW | {"name": "elu-float32"})
+    assert main(["kernels", "--record"]) == 0
+    del rows[2]
+    failed(capsys, main(["kernels"]), "elu-float32 is recorded, but there is no such kernel")
+    failed(capsys, main(["kernels", "--record", "--only", "elu"]), "--record takes all kernels")
 
 
 def test_bench_forwards_its_arguments(monkeypatch):
@@ -255,6 +279,9 @@ def test_bench_forwards_its_arguments(monkeypatch):
     assert main(["bench", "--rounds", "2", "softmax", "--help"]) == 3
     assert called[0] == sys.executable and called[1].endswith("run.py")
     assert called[2:] == ["--rounds", "2", "softmax", "--help"]
+    called.clear()
+    assert main(["bench", "--gpu", "--rehearse"]) == 3
+    assert Path(called[1]).parts[-2:] == ("gpu", "run.py") and called[2:] == ["--rehearse"]
 
 
 def test_bench_without_a_checkout(monkeypatch, tmp_path, capsys):

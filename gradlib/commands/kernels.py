@@ -1,23 +1,48 @@
-"""`gradlib kernels`: compile every CUDA kernel without a GPU and hold its machine code to the rules."""
+"""`gradlib kernels`: compile every CUDA kernel without a GPU; hold it to the rules and to what is recorded."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from argparse import Namespace
 
-COLUMNS = ("name", "arch", "registers", "spill_bytes", "shared_bytes", "vector_loads", "float64_ops")
+COLUMNS = (
+    "name",
+    "arch",
+    "registers",
+    "spill_bytes",
+    "shared_bytes",
+    "instructions",
+    "load_bytes",
+    "store_bytes",
+    "vector_loads",
+    "float64_ops",
+)
 
 
 def kernels(arguments: Namespace) -> int:
-    """Print one row a kernel and architecture; status 1 if any breaks a rule, the reasons on stderr."""
+    """Print one row a kernel and architecture; status 1 if any breaks a rule or got worse, the reasons on stderr."""
+    from ..kernels import ratchet
+    from ..kernels.compiler import versions
     from ..kernels.inspection import ARCHITECTURES, gate, inspect_all
 
+    try:
+        re.compile(arguments.only)
+    except re.error as error:
+        raise ValueError(f"--only {arguments.only!r} is not a regular expression: {error}") from None
+    if arguments.record and (arguments.only or arguments.arch):
+        raise ValueError("--record takes all kernels on all architectures: leave out --only and --arch")
     rows = inspect_all(tuple(arguments.arch or ARCHITECTURES), only=arguments.only)
     if not rows:
         raise ValueError(f"no kernel matches {arguments.only!r}")
     print(json.dumps(rows, indent=1) if arguments.json else _table(rows))
     faults = gate(rows)
+    if arguments.record:
+        ratchet.record(rows, versions())
+    else:
+        faults += ratchet.worse(rows, versions())
+        faults += [] if arguments.only or arguments.arch else ratchet.gone(rows)
     for fault in faults:
         print(f"gradlib kernels: {fault}", file=sys.stderr)
     return 1 if faults else 0

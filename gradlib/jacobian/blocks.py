@@ -6,6 +6,10 @@ its structure. Every class has
     vjp(dy)      stack [V, *y] -> [V, *x]
     jvp(dx)      stack [V, *x] -> [V, *y]
     to_dense()   the array (*y, *x)
+    a @ b        the block of a after b, a + b their sum, a.T the transpose: see ``gradlib.jacobian.algebra``
+
+That is all a new structure (a banded one for convolutions, say) must bring: products and sums with others then work,
+and keep its structure once `algebra` has a rule for the pair.
 """
 
 from __future__ import annotations
@@ -30,11 +34,74 @@ class Block:
     def jvp(self, dx: Any) -> Any:
         raise NotImplementedError
 
+    def __matmul__(self, other: Block) -> Block:
+        from .algebra import product
+
+        return product(self, other)
+
+    def __add__(self, other: Block) -> Block:
+        from .algebra import plus
+
+        return plus(self, other)
+
+    @property
+    def T(self) -> Block:
+        from .algebra import transposed
+
+        return transposed(self)
+
     def to_dense(self) -> Any:
         """The Jacobian as an array (*y, *x)."""
         xp, n = array_module(self.like), prod(self.x_shape)
         columns = self.jvp(xp.eye(n, dtype=self.like.dtype).reshape(n, *self.x_shape))
         return xp.moveaxis(columns, 0, -1).reshape((*self.y_shape, *self.x_shape))
+
+
+class Identity(Block):
+    """Entries that keep their order: a copy, or a reshape from `x_shape` to `y_shape`."""
+
+    def __init__(self, like: Any, x_shape: tuple[int, ...], y_shape: tuple[int, ...] | None = None) -> None:
+        self.like, self.x_shape = like, x_shape
+        self.y_shape = x_shape if y_shape is None else y_shape
+
+    def vjp(self, dy: Any) -> Any:
+        return dy.reshape((dy.shape[0], *self.x_shape))
+
+    def jvp(self, dx: Any) -> Any:
+        return dx.reshape((dx.shape[0], *self.y_shape))
+
+
+class Gather(Block):
+    """Entries picked from every sample, each at most once: y_bi = x_b[index_i], x_b seen as one row.
+
+    `index`: integers, the shape of one sample of y, the same for all samples of x, whose first axis they are.
+    """
+
+    def __init__(self, like: Any, index: Any, x_shape: tuple[int, ...]) -> None:
+        self.like, self.index, self.x_shape = like, index, x_shape
+        self.y_shape = (x_shape[0], *index.shape)
+
+    def vjp(self, dy: Any) -> Any:
+        dx = array_module(self.like).zeros((*dy.shape[:2], prod(self.x_shape[1:])), dy.dtype)
+        dx[..., self.index.reshape(-1)] = dy.reshape((*dy.shape[:2], self.index.size))
+        return dx.reshape((dy.shape[0], *self.x_shape))
+
+    def jvp(self, dx: Any) -> Any:
+        return dx.reshape((*dx.shape[:2], prod(self.x_shape[1:])))[..., self.index]
+
+
+class Dense(Block):
+    """A matrix for every row: y_r = m_r x_r, m (..., N, K), x (..., K), y (..., N)."""
+
+    def __init__(self, m: Any) -> None:
+        self.m = self.like = m
+        self.x_shape, self.y_shape = (*m.shape[:-2], m.shape[-1]), m.shape[:-1]
+
+    def vjp(self, dy: Any) -> Any:
+        return (dy[..., None, :] @ self.m)[..., 0, :]
+
+    def jvp(self, dx: Any) -> Any:
+        return (self.m @ dx[..., None])[..., 0]
 
 
 class Diagonal(Block):

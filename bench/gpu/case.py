@@ -1,0 +1,78 @@
+"""What a GPU benchmark case is: arrays, what each library does with them, how the result is checked, what it moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+Build = Callable[[dict[str, Any]], Callable[[], Any]]  # arrays where they are wanted -> what is timed
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation at one size.
+
+    contenders: "gradlib" and peers, each builds what is timed from arrays on its device; the first word of a name is
+    the library whose process it runs in. reference: of the arrays (large ones in float32: see `some`) and the numbers
+    of some rows, what the result should be in those rows, in float64. moved: bytes that have to be read and written at
+    least; None where bytes are not what limits it.
+    """
+
+    name: str
+    family: str
+    make: Callable[..., Arrays]
+    contenders: dict[str, Build]
+    reference: Callable[[Arrays, np.ndarray], list[np.ndarray]]
+    sizes: dict[str, int]
+    tiny: dict[str, int]
+    moved: Callable[[Arrays], int] | None = None
+    tolerance: float = 1e-4
+
+    def arrays(self, tiny: bool) -> Arrays:
+        """The inputs, the same in every process."""
+        return self.make(np.random.default_rng(0), **(self.tiny if tiny else self.sizes))
+
+
+def some(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows in float64."""
+    return x[rows].astype(float)
+
+
+def some_rows(count: int) -> np.ndarray:
+    """Row numbers to check: the ends and a sample between."""
+    inner = np.random.default_rng(1).integers(0, count, min(count, 32))
+    return np.unique(np.concatenate([np.arange(min(count, 8)), np.arange(max(count - 8, 0), count), inner]))
+
+
+def deviation(got: list[Any], want: list[np.ndarray], rows: np.ndarray) -> float:
+    """Largest max|a - b| / max|b| over the arrays, those with more rows than `want` reduced to `rows`; inf for nan."""
+    worst = 0.0
+    for a, b in zip(got, want, strict=True):
+        a = on_host(a[rows] if a.shape != b.shape else a).astype(np.float64)
+        if a.shape != b.shape:
+            raise ValueError(f"expected shape {b.shape}, got {a.shape}")
+        error, scale = float(np.abs(a - b).max(initial=0)), float(np.abs(b).max(initial=0)) or 1.0
+        worst = max(worst, error / scale if np.isfinite(error) else float("inf"))
+    return worst
+
+
+def on_host(x: Any) -> np.ndarray:
+    """An array of any of the libraries as NumPy's."""
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+    elif hasattr(x, "get"):
+        x = x.get()
+    return np.asarray(x)
+
+
+def listed(result: Any) -> list[Any]:
+    """The arrays of a result: of an array, or of nested lists, tuples and dicts of them, in order."""
+    if isinstance(result, dict):
+        result = [result[k] for k in sorted(result)]
+    if isinstance(result, (list, tuple)):
+        return [x for part in result for x in listed(part)]
+    return [result]

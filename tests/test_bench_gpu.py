@@ -1,0 +1,72 @@
+"""The GPU benchmark, rehearsed without a GPU: ours in the simulator, peers where they are installed. No times."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+GPU = Path(__file__).resolve().parent.parent / "bench" / "gpu"
+if not GPU.is_dir():
+    pytest.skip("there is no bench/ here", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    """What a rehearsal of some cases wrote."""
+    out = tmp_path_factory.mktemp("gpu")
+    chosen = ["softmax 16384", "softmax backward 65536", "embedding", "Adam", "Jacobian of", "training step", "launch"]
+    quick = ["--rehearse", "--no-tests", "--rounds", "1", "--seconds", "0.001", "--out", str(out)]
+    done = subprocess.run([sys.executable, str(GPU / "run.py"), *chosen, *quick], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def test_our_values_are_right_and_timed(rehearsal):
+    result = json.loads((rehearsal / "gpu.json").read_text())
+    assert result["rehearsal"] is True and result["ceilings"] == {}
+    assert len(result["cases"]) == 8
+    for case in result["cases"]:
+        ours = case["contenders"][0]
+        assert ours["name"] == "gradlib" and ours["status"] == "timed", ours
+        assert ours["us"] > 0 and len(ours["rounds"]) == 1
+        assert {row["status"] for row in case["contenders"]} <= {"timed", "missing"}, case
+
+
+def test_the_table_says_that_it_is_a_rehearsal(rehearsal):
+    table = (rehearsal / "gpu.md").read_text()
+    assert table.startswith("A rehearsal of tiny sizes, no measurement: ")
+    assert sum(line.startswith("| softmax") for line in table.splitlines()) == 2
+
+
+def test_the_plot(rehearsal):
+    pytest.importorskip("matplotlib")
+    assert (rehearsal / "roofline.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def case(request):
+    """The module `case` of the benchmark."""
+    before = list(sys.path)
+    sys.path.insert(0, str(GPU))
+    yield __import__("case")
+    sys.path[:] = before
+    del sys.modules["case"]
+
+
+def test_a_wrong_result_shows(case):
+    rows, want = np.array([0, 2]), [np.array([[1.0, 2.0], [3.0, 4.0]])]
+    right = np.array([[1, 2], [9, 9], [3, 4]], np.float32)
+    assert case.deviation([right], want, rows) == 0
+    assert case.deviation([1.01 * right], want, rows) == pytest.approx(0.01, rel=1e-3)
+    assert case.deviation([np.where(right == 2, np.nan, right)], want, rows) == float("inf")
+    with pytest.raises(ValueError, match="expected shape"):
+        case.deviation([right[:, :1]], want, rows)
+
+
+def test_rows_are_taken_from_both_ends(case):
+    rows = case.some_rows(1000)
+    assert {0, 7, 992, 999} <= set(rows.tolist()) and len(rows) > 32
+    assert case.some_rows(3).tolist() == [0, 1, 2]
