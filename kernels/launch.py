@@ -19,6 +19,7 @@ needs no GPU.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -144,6 +145,7 @@ class Launchable:
             (name, kind.dtype, None) if isinstance(kind, pointer) else (name, None, dtype_of(kind).type)
             for name, kind in self.parameters
         ]
+        self._arrays = [i for i, (_, dtype, _) in enumerate(self._checks) if dtype is not None]
         self._loaded = {}
 
     def __call__(self, grid, block, *args):
@@ -158,7 +160,15 @@ class Launchable:
 
             run_grid(self.name, self.body, grid, int(block), args)
         else:
-            self._function()(grid, (int(block),), args)
+            device, function = self._function()
+            for i in self._arrays:
+                other = args[i].data.device_id
+                if other != device:
+                    raise ValueError(
+                        f"{self.name}: {self.parameters[i][0]} lies on device {other}, but the current one is {device}; "
+                        f"move it, or work inside `with cupy.cuda.Device({other}):`"
+                    )
+            function(grid, (int(block),), args)
 
     def _marshal(self, args):
         if len(args) != len(self.parameters):
@@ -173,20 +183,20 @@ class Launchable:
         return a
 
     def _function(self):
-        """The loaded function of the current device, compiled on first use."""
+        """(number of the current device, the function loaded there), compiled on first use."""
         import cupy
 
-        device = cupy.cuda.Device()
-        function = self._loaded.get(device.id)
+        device = cupy.cuda.runtime.getDevice()
+        function = self._loaded.get(device)
         if function is None:
             from .cache import cubin_of
 
-            digits = device.compute_capability  # "90", "100"
+            digits = cupy.cuda.Device(device).compute_capability  # "90", "100"
             entry, cubin = cubin_of(self, (int(digits[:-1]), int(digits[-1])))
             module = cupy.cuda.Module()
             module.load(cubin)
-            function = self._loaded[device.id] = module.get_function(entry)
-        return function
+            function = self._loaded[device] = module.get_function(entry)
+        return device, function
 
 
 def blocks(items, each) -> int:
@@ -197,12 +207,27 @@ def blocks(items, each) -> int:
 def empty(xp, shape, dtype):
     """Uninitialised C-contiguous memory; full of NaN in the simulator, so that what a kernel forgets to write shows.
 
-    With GRADLIB_POISON=1 in the environment on a GPU too.
+    With GRADLIB_POISON=1 in the environment on a GPU too. MemoryError says what was asked for and what is free.
     """
-    out = xp.empty(shape, dtype)
+    try:
+        out = xp.empty(shape, dtype)
+    except MemoryError as error:
+        raise MemoryError(_no_room(xp, shape, np.dtype(dtype))) from error
     if POISON or simulating():
         out.fill(np.nan if out.dtype.kind == "f" else 0x55)
     return out
+
+
+def _no_room(xp, shape, dtype) -> str:
+    asked = f"no room for a result {dtype}[{', '.join(map(str, shape))}] of {math.prod(shape) * dtype.itemsize:,} bytes"
+    if not hasattr(xp, "cuda"):
+        return asked
+    free, total = xp.cuda.runtime.memGetInfo()
+    pool = xp.get_default_memory_pool()
+    return (
+        f"{asked}: of the GPU's {total:,} bytes {free + pool.free_bytes():,} are free; bound the work with max_bytes= "
+        "or chunk_size=, take a smaller batch, or let go of arrays that are not needed"
+    )
 
 
 def dtype_of(kind) -> np.dtype:

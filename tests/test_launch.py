@@ -98,9 +98,9 @@ def test_simulate_without_the_simulator_says_what_to_do(monkeypatch):
 class DeviceArray:
     """What the launcher asks of a CuPy array."""
 
-    def __init__(self, n, dtype, address):
+    def __init__(self, n, dtype, address, device=0):
         self.dtype, self.flags, self.strides = np.dtype(dtype), SimpleNamespace(c_contiguous=True), (1,)
-        self.size, self.data = n, SimpleNamespace(ptr=address)
+        self.size, self.data = n, SimpleNamespace(ptr=address, device_id=device)
 
 
 @pytest.fixture
@@ -115,7 +115,8 @@ def cupy(monkeypatch):
         def get_function(self, entry):
             return lambda grid, block, args: log.append((entry, grid, block, args))
 
-    cuda = SimpleNamespace(Device=lambda: device, Module=Module)
+    runtime = SimpleNamespace(getDevice=lambda: device.id)
+    cuda = SimpleNamespace(Device=lambda number: device, Module=Module, runtime=runtime)
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
     monkeypatch.setattr("gradlib.kernels.cache.cubin_of", lambda k, cc: (f"entry{cc}", f"{k.name}{cc}".encode()))
     return SimpleNamespace(log=log, device=device)
@@ -126,7 +127,7 @@ def test_gpu_launch_compiles_once_a_device(cupy):
     kernel(3, 64, x, y, 4)
     kernel((5, 2), 64, x, y, 4)
     cupy.device.id, cupy.device.compute_capability = 1, "100"
-    kernel(1, 64, x, y, 4)
+    kernel(1, 64, *[DeviceArray(4, "float32", 512, device=1)] * 2, 4)
     loads = [cubin for what, cubin, *_ in cupy.log if what == "load"]
     assert loads == [b"test_launch.scaled-float32-2(9, 0)", b"test_launch.scaled-float32-2(10, 0)"]
     launches = [entry for entry in cupy.log if entry[0] != "load"]
@@ -144,6 +145,28 @@ def test_gpu_launch_checks_arguments_first(cupy):
     with pytest.raises(TypeError, match="float32"):
         _kernel()["float32", 2](1, 32, x, x, 4)
     assert cupy.log == []
+
+
+def test_an_array_on_another_device_is_named(cupy):
+    x, y = DeviceArray(4, "float32", 512), DeviceArray(4, "float32", 512, device=1)
+    with pytest.raises(ValueError, match=r"scaled.*y lies on device 1, but the current one is 0"):
+        _kernel()["float32", 2](1, 32, x, y, 4)
+    assert [what for what, *_ in cupy.log if what != "load"] == []
+
+
+def test_no_room_says_what_was_asked_and_what_is_free():
+    def full(shape, dtype):
+        raise MemoryError("out of memory")
+
+    pool = SimpleNamespace(free_bytes=lambda: 500)
+    cuda = SimpleNamespace(runtime=SimpleNamespace(memGetInfo=lambda: (1500, 10_000)))
+    device = SimpleNamespace(empty=full, cuda=cuda, get_default_memory_pool=lambda: pool)
+    with pytest.raises(
+        MemoryError, match=r"float32\[1000, 3\] of 12,000 bytes: of the GPU's 10,000 bytes 2,000 are free"
+    ):
+        empty(device, (1000, 3), "float32")
+    with pytest.raises(MemoryError, match=r"no room for a result float64\[2\] of 16 bytes$"):
+        empty(SimpleNamespace(empty=full), (2,), float)
 
 
 def test_alignment_and_takes():
