@@ -165,7 +165,7 @@ class Launchable:
                 other = args[i].data.device_id
                 if other != device:
                     raise ValueError(
-                        f"{self.name}: {self.parameters[i][0]} lies on device {other}, but the current one is {device}; "
+                        f"{self.name}: {self.parameters[i][0]} lies on device {other}, the current one is {device}; "
                         f"move it, or work inside `with cupy.cuda.Device({other}):`"
                     )
             function(grid, (int(block),), args)

@@ -149,7 +149,7 @@ def test_gpu_launch_checks_arguments_first(cupy):
 
 def test_an_array_on_another_device_is_named(cupy):
     x, y = DeviceArray(4, "float32", 512), DeviceArray(4, "float32", 512, device=1)
-    with pytest.raises(ValueError, match=r"scaled.*y lies on device 1, but the current one is 0"):
+    with pytest.raises(ValueError, match=r"scaled.*y lies on device 1, the current one is 0"):
         _kernel()["float32", 2](1, 32, x, y, 4)
     assert [what for what, *_ in cupy.log if what != "load"] == []
 
