@@ -14,6 +14,8 @@ contender runs in a process of its own, maybe of another interpreter, which has 
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +123,15 @@ def torch_done(device: str) -> Callable[[], None]:
     import torch
 
     return torch.cuda.synchronize
+
+
+def compiled(function: Run) -> Run:
+    """torch.compile of a function; ModuleNotFoundError, which skips the contender, where it has no C++ compiler."""
+    import torch
+
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise ModuleNotFoundError("torch.compile needs a C++ compiler (g++ or clang++)")
+    return torch.compile(function)
 
 
 def check_in_process(benchmark: Any, case: Case) -> None:

@@ -15,13 +15,23 @@ from .check import check_grads
 from .device import device_info, to_device
 from .jacobian.batched import batch_jacobian, per_sample_grad
 from .jacobian.dense import hessian, jacfwd, jacobian, jacrev
+from .jacobian.divergence import divergence
+from .jacobian.gramian import gramian
+from .jacobian.jacobian_norm import jacobian_norm
+from .jacobian.jacobian_svd import jacobian_svd
+from .jacobian.logabsdet import logabsdet
+from .jacobian.norms import per_sample_norms
 from .jacobian.operator import JacobianOperator, fisher_vp, ggnvp
+from .ops.bias_dropout_add import bias_dropout_add
 from .ops.cross_entropy import cross_entropy
 from .ops.csr import CSR
 from .ops.dropout import Generator, dropout
 from .ops.elementwise import elu, erf, gelu, leaky_relu, relu, sigmoid, silu, softplus
 from .ops.elementwise import tanh_ as tanh
+from .ops.embedding import embedding
+from .ops.layer_norm import layer_norm
 from .ops.linear import linear
+from .ops.rms_norm import rms_norm
 from .ops.softmax import log_softmax, logsumexp, softmax
 from .rules import checkpoint, custom_rules
 from .show import trace
@@ -32,6 +42,7 @@ __all__ = [
     "Generator",
     "JacobianOperator",
     "batch_jacobian",
+    "bias_dropout_add",
     "capture",
     "check_grads",
     "checkpoint",
@@ -39,28 +50,37 @@ __all__ = [
     "custom_rules",
     "detect_anomaly",
     "device_info",
+    "divergence",
     "dropout",
     "elu",
+    "embedding",
     "erf",
     "fisher_vp",
     "gelu",
     "ggnvp",
     "grad",
+    "gramian",
     "hessian",
     "hvp",
     "jacfwd",
     "jacobian",
+    "jacobian_norm",
+    "jacobian_svd",
     "jacrev",
     "jvp",
+    "layer_norm",
     "leaky_relu",
     "linear",
     "linearize",
     "log_softmax",
+    "logabsdet",
     "logsumexp",
     "nn",
     "optim",
     "per_sample_grad",
+    "per_sample_norms",
     "relu",
+    "rms_norm",
     "sigmoid",
     "silu",
     "softmax",

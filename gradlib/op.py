@@ -7,7 +7,7 @@ An op is written once, in plain array code:
     vjp(xp, saved, dy, need, **static)             dy [V, *y] -> one [V, *x] per input, None where need is False
     jvp(xp, saved, dx, **static)                   dx a tuple of [V, *x], None = no tangent -> [V, *y]
     block(xp, saved, i, **static)                  optional: the structured Jacobian of input i
-    vjp_each(xp, saved, dy, need, axis, **static)  optional: cotangents of shared inputs per sample, [V*B, *x]
+    vjp_each(xp, saved, dy, need, axis, **static)  optional: [V*B, *x] or a factor of each shared input, by sample
     batch(tags, shapes, static)                    optional: where the batch axis goes
 
 Every rule takes a stack of V cotangents or tangents at once and broadcasts what the forward pass saved over it.

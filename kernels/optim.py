@@ -35,7 +35,7 @@ from .launch import THREADS, address, cuda_kernel, takes, vector_width
 CHUNK = 4096  # elements a block updates
 
 
-def _places(T, arrays):
+def chunk_places(T, arrays):
     """-> device function: (tensor, first element, size, end of the chunk, may it move 16 bytes).
 
     The table's rows are sizes, then the addresses of `arrays` lists of tensors; chunks are pairs (tensor, which of its
@@ -59,7 +59,7 @@ def _places(T, arrays):
 def sgd_chunks(T, has_velocity):
     """One chunk of SGD: rows of the table are n, p, g and, with momentum, v."""
     at, W = as_pointer(T), vector_width(T)
-    places, (load, store) = _places(T, 2 + has_velocity), tile_access(T, W)
+    places, (load, store) = chunk_places(T, 2 + has_velocity), tile_access(T, W)
 
     def body(
         table: pointer(uint64),
@@ -99,7 +99,7 @@ def sgd_chunks(T, has_velocity):
 def adam_chunks(T):
     """One chunk of Adam: rows of the table are n, p, g, m, v. log1, log2 are the logarithms of the betas."""
     at, W = as_pointer(T), vector_width(T)
-    places, (load, store) = _places(T, 4), tile_access(T, W)
+    places, (load, store) = chunk_places(T, 4), tile_access(T, W)
 
     def body(
         table: pointer(uint64),
@@ -150,11 +150,11 @@ def sgd(params, grads, velocity, lr, *, momentum, nesterov, weight_decay):
 
     NotImplemented, with nothing changed, where a dtype is neither float32 nor float64 or an array is not contiguous."""
     columns = (params, grads, velocity) if velocity else (params, grads)
-    groups = _groups(columns)
+    groups = by_dtype(columns)
     if groups is NotImplemented:
         return NotImplemented
     for dtype, lists in groups:
-        table, chunks, count = _table(lists)
+        table, chunks, count = chunk_table(lists)
         kernel = sgd_chunks[dtype, bool(velocity)]
         kernel(count, THREADS, table, chunks, len(lists[0]), lr, momentum, nesterov, weight_decay)
     return None
@@ -164,18 +164,18 @@ def adam(params, grads, m, v, step, lr, *, beta1, beta2, eps, weight_decay, deco
     """Update params, m and v in place. step: 0-d int64, counted from 1; lr: 0-d float64; both on the device.
 
     NotImplemented, with nothing changed, where a dtype is neither float32 nor float64 or an array is not contiguous."""
-    groups = _groups((params, grads, m, v))
+    groups = by_dtype((params, grads, m, v))
     if groups is NotImplemented:
         return NotImplemented
     moments = [x for beta in (beta1, beta2) for x in (beta, 1 - beta, host_math.log(beta) if beta else -host_math.inf)]
     for dtype, lists in groups:
-        table, chunks, count = _table(lists)
+        table, chunks, count = chunk_table(lists)
         kernel = adam_chunks[dtype]
         kernel(count, THREADS, table, chunks, len(lists[0]), step, lr, *moments, eps, weight_decay, decoupled)
     return None
 
 
-def _groups(columns):
+def by_dtype(columns):
     """[(dtype, columns of the tensors that have it)], empty tensors left out."""
     groups = {}
     for tensors in zip(*columns, strict=True):
@@ -186,7 +186,7 @@ def _groups(columns):
     return [(dtype, list(zip(*rows, strict=True))) for dtype, rows in groups.items()]
 
 
-def _table(lists):
+def chunk_table(lists):
     """-> (table, chunks, number of chunks) on the device of the tensors."""
     xp = array_module(lists[0][0])
     rows = [[x.size for x in lists[0]]] + [[address(x) for x in column] for column in lists]

@@ -9,9 +9,15 @@ Access (kernels in `softmax_rows`): rows of up to 512 elements are held in regis
 lanes share a row of up to 8 elements, a warp the others, a block those beyond 512. Derivatives keep p in registers and
 walk the stack: 2V + 1 rows move for V cotangents. The Jacobian is written once, at the cost of its own size.
 A row that is all -inf has softmax 0, log_softmax -inf and logsumexp -inf.
+
+Masked and causal softmax (kernels in `softmax_masked_rows`) is softmax over what may be attended to, and 0 elsewhere;
+its derivative is softmax's, and that of causal rows moves only what is attended to: half of a square.
 """
 
-from .launch import THREADS, Kernel, aligned, blocks, contiguous, empty, takes, vector_width
+from math import prod
+
+from . import softmax_masked_rows as masked
+from .launch import THREADS, Kernel, address, aligned, blocks, contiguous, empty, takes, vector_width
 from .softmax_rows import (
     FILL,
     group_of,
@@ -21,6 +27,8 @@ from .softmax_rows import (
     streamed_rows,
     streamed_rows_derivative,
 )
+
+MOST_ROWS = 2**30  # masked rows are numbered in 32 bits
 
 
 def _forward(xp, kind, x, out_shape):
@@ -121,6 +129,82 @@ def _logsumexp_jvp(xp, saved, dx, *, axis, keepdims):
     return _derivative_of(xp, "logsumexp_jvp", x, y, dx[0], (dx[0].shape[0], *y.shape))
 
 
+def _masked_forward(xp, x, mask=None, *, axis, causal):
+    known = mask is None or takes(mask, dtypes=("bool",))
+    if not known or not _serves(x, axis) or x.size // x.shape[-1] > MOST_ROWS:
+        return NotImplemented
+    (x,) = contiguous(xp, x)
+    n, queries = x.shape[-1], x.shape[-2] if causal else 1
+    rows, y = x.size // n, empty(xp, x.shape, x.dtype)
+    words, repeated, inner = (xp.zeros(1, "uint32"), 1, 1) if mask is None else _mask_words(xp, mask, x.shape)
+    wide = aligned(x, y) and n % vector_width(x.dtype) == 0
+    how = (queries, repeated, inner, causal, mask is not None, wide)
+    if group := _masked_group(n):
+        grid = blocks(rows * group[0], THREADS)
+        masked.held_attended[x.dtype, *group](grid, THREADS, x, words, y, rows, n, *how)
+    else:
+        masked.streamed_attended[x.dtype](rows, THREADS, x, words, y, n, *how)
+    return y, (y,)
+
+
+def _masked_group(n):
+    """The shape of masked.GROUPS that holds a row of n elements, or None."""
+    return next((group for group in masked.GROUPS if n <= group[0] * group[1]), None)
+
+
+def _mask_words(xp, mask, shape):
+    """-> (rows of the mask as uint32 words of 4 bytes, repeated, inner): row (outer, repeated, inner) of x, which has
+    `shape`, takes row (outer, inner) of the mask. A mask that is repeated in two places is written out in the second.
+    """
+    lead, n = len(shape) - 1, shape[-1]
+    mask = mask.reshape((1,) * (lead + 1 - mask.ndim) + mask.shape)
+    first = next((i for i in range(lead) if mask.shape[i] != shape[i]), lead)  # of the axes that are repeated
+    last = next((i for i in range(first + 1, lead) if mask.shape[i] == shape[i] != 1), lead)  # kept from here on
+    bytes_ = xp.broadcast_to(mask, (*shape[:first], *mask.shape[first:last], *shape[last:]))
+    bytes_ = xp.ascontiguousarray(bytes_).reshape(-1, n)
+    if n % 4 or address(bytes_) % 4:
+        padded = xp.zeros((bytes_.shape[0], blocks(n, 4) * 4), bool)
+        padded[:, :n] = bytes_
+        bytes_ = padded
+    return bytes_.view("uint32"), prod(shape[first:last]), prod(shape[last:-1])
+
+
+def _masked_derivative(xp, saved, d, axis, causal):
+    (y,) = saved
+    if not causal:
+        return _derivative_of(xp, "softmax", y, None, d, d.shape)
+    if not takes(y, d) or y.size // y.shape[-1] > MOST_ROWS:
+        return NotImplemented
+    y, d = contiguous(xp, y, d)
+    (queries, n), V = y.shape[-2:], d.shape[0]
+    rows, out = y.size // n, empty(xp, d.shape, d.dtype)
+    wide = aligned(y, d, out) and n % vector_width(y.dtype) == 0
+    if group := _masked_group(n):
+        across, kernel = blocks(rows * group[0], THREADS), masked.held_attended_derivative[y.dtype, *group]
+    else:
+        across, kernel = rows, masked.streamed_attended_derivative[y.dtype]
+    kernel((across, min(V, max(1, FILL // across))), THREADS, y, d, out, rows, n, queries, V, wide)
+    return out
+
+
+def _masked_vjp(xp, saved, dy, need, *, axis, causal):
+    if not need[0] or not _serves(saved[0], axis):
+        return (None,) * len(need) if not need[0] else NotImplemented
+    dx = _masked_derivative(xp, saved, dy, axis, causal)
+    return dx if dx is NotImplemented else (dx, None)[: len(need)]
+
+
+def _masked_jvp(xp, saved, dx, *, axis, causal):
+    if dx[0] is None or not _serves(saved[0], axis):
+        return NotImplemented
+    return _masked_derivative(xp, saved, dx[0], axis, causal)
+
+
+def _masked_jacobian(xp, saved, *, axis, causal):
+    return _jacobian(xp, saved, axis=axis)
+
+
+masked_softmax = Kernel(_masked_forward, _masked_vjp, _masked_jvp, _masked_jacobian)
 softmax = _row_op("softmax", "softmax")
 log_softmax = _row_op("log_softmax", "log_softmax_jvp")
 logsumexp = Kernel(_logsumexp_forward, _logsumexp_vjp, _logsumexp_jvp)

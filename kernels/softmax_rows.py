@@ -70,7 +70,7 @@ def held_rows(T, kind, L, R):
                 held[k] = e
         s = add(s)
         log_s = math.log(s)
-        scale = divide(T(1), s) if s > T(0) else T(0)
+        scale = divide(T(1), s) if s != T(0) else T(0)
         if is_sum:
             if mine > 0 and lane == 0:
                 y[row] = m + log_s
@@ -79,7 +79,7 @@ def held_rows(T, kind, L, R):
                 if is_softmax:
                     held[k] = held[k] * scale
                 else:
-                    held[k] = (held[k] - m) - log_s if s > T(0) else held[k]
+                    held[k] = (held[k] - m) - log_s if s != T(0) else held[k]
             store(y, row * n, mine, lane, held, wide)
 
     return body
@@ -115,7 +115,7 @@ def streamed_rows(T, kind):
         top = finite(largest(m))
         s = add(s * math.exp(m - top))
         log_s = math.log(s)
-        scale = divide(T(1), s) if s > T(0) else T(0)
+        scale = divide(T(1), s) if s != T(0) else T(0)
         if is_sum:
             if first == 0:
                 y[row] = top + log_s
@@ -127,7 +127,7 @@ def streamed_rows(T, kind):
                 if is_softmax:
                     tile[k] = math.exp(tile[k] - top) * scale
                 else:
-                    tile[k] = (tile[k] - top) - log_s if s > T(0) else tile[k]
+                    tile[k] = (tile[k] - top) - log_s if s != T(0) else tile[k]
             store(y, base + j, base + n, tile, 0, wide)
             j += int32(cuda.blockDim.x) * W
 
@@ -189,7 +189,7 @@ def held_rows_derivative(T, kind, L, R):
                 q += p[k]
             q = add(q)
             for k in range(R):
-                p[k] = divide(p[k], q) if q > T(0) else T(0)
+                p[k] = divide(p[k], q) if q != T(0) else T(0)
         v = int64(cuda.blockIdx.y)
         while v < V:
             place = v * rows + row
@@ -256,7 +256,7 @@ def streamed_rows_derivative(T, kind):
                     j += int32(cuda.blockDim.x) * W
                 s = add(s)
             if of_sum:
-                s = divide(s, q) if q > T(0) else T(0)
+                s = divide(s, q) if q != T(0) else T(0)
             j = first
             if one_out:
                 if j == 0:

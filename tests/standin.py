@@ -5,6 +5,7 @@ arrays; every result, a single number too, is a device array; `np.asarray` of on
 """
 
 import contextlib
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -30,8 +31,13 @@ class DeviceArray:
     )
     T = property(lambda self: DeviceArray(self.host.T))
 
+    data = property(lambda self: SimpleNamespace(ptr=self.host.ctypes.data, device_id=0))
+
     def get(self):
         return self.host.copy()
+
+    def view(self, dtype):
+        return DeviceArray(self.host.view(dtype))
 
     def __array__(self, *args, **kwargs):
         raise TypeError("Implicit conversion to a NumPy array is not allowed; use .get()")

@@ -348,6 +348,11 @@ def test_derivative_of_a_batched_jacobian():
         (lambda: gl.batch_jacobian(np.sin, in_axes=None)(X), ValueError, "at least one argument with a batch axis"),
         (lambda: gl.batch_jacobian(np.sin, mode="x")(X), ValueError, "batch_jacobian: expected mode"),
         (lambda: gl.batch_jacobian(np.sin)(np.arange(3)), TypeError, "batch_jacobian: expected floating-point"),
+        (
+            lambda: gl.batch_jacobian(np.sin)(X + 1j),
+            TypeError,
+            r"batch_jacobian: expected floating.* complex128\[5, 3\]",
+        ),
         (lambda: gl.batch_jacobian(lambda x: x[:2])(X), ValueError, "batch_jacobian: .*(mixes|batch axis)"),
         (lambda: gl.batch_jacobian(lambda x: 3.0)(X), ValueError, "arrays with the batch axis of 5 first"),
         (

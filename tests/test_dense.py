@@ -116,6 +116,7 @@ def test_dtypes_of_both_sides():
         (lambda: gl.jacobian(np.sin, chunk_size=0), ValueError, "jacobian: expected a positive int"),
         (lambda: gl.jacrev(np.sin, chunk_size=1.5), ValueError, "jacrev: expected a positive int"),
         (lambda: gl.jacobian(np.sin)(np.arange(3)), TypeError, "jacobian: expected floating-point arrays"),
+        (lambda: gl.jacobian(np.sin)(np.ones(3, complex)), TypeError, r"jacobian: expected floating.* complex128\[3\]"),
         (lambda: gl.jacobian(np.sin, 1)(np.ones(3)), ValueError, "jacobian: argnums 1 does not fit"),
         (lambda: gl.jacobian(lambda x: "a")(np.ones(3)), TypeError, "jacobian: expected the function to return arrays"),
         (lambda: gl.hessian(np.sin)(np.ones(3)), ValueError, "expected the function to return one 0-d array"),

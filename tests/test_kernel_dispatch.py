@@ -21,6 +21,8 @@ SPARSE = sp.random_array((3, 6), density=0.5, rng=rng, dtype=np.float32, format=
 CASES = {
     "softmax": lambda x, w: gl.softmax(x),
     "softmax over the first axis": lambda x, w: gl.softmax(x, axis=0),
+    "masked softmax": lambda x, w: gl.softmax(x, mask=LABELS[:, None] > np.arange(6)),
+    "causal softmax": lambda x, w: gl.softmax(x, causal=True),
     "log_softmax": lambda x, w: gl.log_softmax(x),
     "logsumexp": lambda x, w: gl.logsumexp(x),
     "cross_entropy": lambda x, w: gl.cross_entropy(x, LABELS, label_smoothing=0.1, ignore_index=5),

@@ -99,6 +99,18 @@ def test_extreme_rows(n, dtype, schedule):
         assert np.isfinite(result).all()
 
 
+@pytest.mark.parametrize("n", [5, 40, 514])
+def test_nan_spreads_over_its_row(n):
+    x = np.zeros((3, n), "float32")
+    x[1, 2] = np.nan
+    y, log_y = (call(k.forward, x, axis=1)[0] for k in (kernels.softmax, kernels.log_softmax))
+    lse, _ = call(kernels.logsumexp.forward, x, axis=1, keepdims=False)
+    d = np.ones((2, 3), "float32")
+    (dx,) = call(kernels.logsumexp.vjp, (x, lse), d, (True,), axis=1, keepdims=False)
+    for a in (y, log_y, lse, dx[0]):
+        assert np.isnan(a[1]).all() and np.isfinite(a[[0, 2]]).all()
+
+
 def test_masked_entries():
     x = np.random.default_rng(0).normal(size=(3, 50)).astype("float32")
     x[:, 10:30] = -np.inf

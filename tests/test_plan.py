@@ -90,6 +90,28 @@ def test_softmax_is_written_down(shape, function):
     np.testing.assert_allclose(gl.batch_jacobian(function)(x), want, rtol=1e-12, atol=1e-15)
 
 
+SEVERAL_RESULTS = {
+    "values": lambda m: np.linalg.eigh(m)[0],
+    "vectors": lambda m: np.linalg.eigh(m)[1],
+    "used on": lambda m: np.sin(np.linalg.slogdet(m)[1]),
+}
+
+
+@pytest.mark.parametrize("f", SEVERAL_RESULTS.values(), ids=SEVERAL_RESULTS.keys())
+def test_the_result_may_be_one_of_several_of_an_op(f):
+    x = RNG.standard_normal((3, 4))
+
+    def of_rows(x):
+        m = np.cos(x).reshape(*x.shape[:-1], 2, 2)
+        return f(m @ np.swapaxes(m, -1, -2))
+
+    for mode in MODES:
+        whole = gl.jacobian(of_rows, mode="rev")(x)
+        want = np.stack([whole[b, ..., b, :] for b in range(3)])
+        np.testing.assert_allclose(gl.batch_jacobian(of_rows, mode=mode)(x), want, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(gl.jacobian(of_rows, mode=mode)(x[0]), want[0], rtol=1e-9, atol=1e-12)
+
+
 def plan(f, x, mode="auto"):
     call = Batched("test", f, (x,), (0,), (0,), {})
     segments = chain_of(call)
@@ -148,3 +170,48 @@ def test_under_an_outer_transform_it_is_differentiated():
     gl.check_grads(
         lambda w: np.sum(gl.batch_jacobian(lambda x: np.tanh(x @ w))(np.ones((2, 3))) ** 2), (w,), order=2, rtol=1e-4
     )
+
+
+ONE = {
+    "bottleneck": (layers((40, 40, 3, 40, 40), np.float64), lambda x, ws: _deep(x, ws, np.tanh)),
+    "fused": (layers((30, 4, 30), np.float64), lambda x, ws: gl.softmax(_fused(x, ws))),
+    "tokens": (layers((6, 2, 6), np.float64), lambda x, ws: _fused(x.reshape(-1, 6), ws).reshape(-1)),
+    "residual": (layers((30, 30, 30), np.float64), lambda x, ws: gl.log_softmax(x + np.tanh(x @ ws[0])) @ ws[1]),
+    "split": (layers((12, 3, 12), np.float64), lambda x, ws: np.split(_fused(x, ws), 3)[1] * 2),
+    "elementwise": ([], lambda x, ws: np.exp(np.sin(x)) * 2),
+}
+
+
+def _deep(x, ws, activation):
+    for w in ws:
+        x = activation(x @ w)
+    return x
+
+
+def _fused(x, ws):
+    for w in ws:
+        x = gl.linear(x[None], w, activation="gelu")[0]
+    return x
+
+
+@pytest.mark.parametrize("settings", [{}, {"chunk_size": 2}, {"max_bytes": 60_000}])
+@pytest.mark.parametrize(("ws", "f"), ONE.values(), ids=ONE.keys())
+def test_without_a_batch_it_is_a_chain_too(ws, f, settings):
+    x = RNG.standard_normal((len(ws[0]) if ws else 7) * 1)
+    want = gl.jacobian(lambda x: f(x, ws), mode="rev")(x)
+    for mode in MODES:
+        got = gl.jacobian(lambda x: f(x, ws), mode=mode, **settings)(x)
+        np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-13)
+
+
+def test_without_a_batch_a_bottleneck_is_multiplied_from_both_ends():
+    ws, x = layers((200, 200, 10, 200, 200), np.float64), RNG.standard_normal(200)
+    plan = gl.jacobian(lambda x: _deep(x, ws, np.tanh)).plan(x)
+    assert plan.mode == "mixed" and plan.samples is None
+    assert plan.flops < 0.5 * gl.jacobian(lambda x: _deep(x, ws, np.tanh), mode="rev").plan(x).flops
+    want = gl.jacobian(lambda x: _deep(x, ws, np.tanh), mode="rev")(x)
+    np.testing.assert_allclose(gl.jacobian(lambda x: _deep(x, ws, np.tanh))(x), want, rtol=1e-9, atol=1e-13)
+    assert gl.jacobian(lambda x: np.sum(_deep(x, ws, np.tanh))).plan(x).mode == "rev"
+    few = [w[:3, :3] for w in ws]  # too small for anything but a sweep to pay
+    assert gl.jacobian(lambda x: _deep(x, few, np.tanh)).plan(x[:3]).mode == "rev"
+    assert gl.jacobian(lambda x: _deep(x, few, np.tanh), mode="mixed").plan(x[:3]).mode in ("rev", "mixed")

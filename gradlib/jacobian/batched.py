@@ -1,15 +1,14 @@
 """Jacobians sample by sample: batch_jacobian and per_sample_grad.
 
 The function works on the whole batch and is called once. Where no samples mix, the cotangent e_v of every sample can
-travel in one stack: V = outputs of one sample, not of the batch. Where a value shared by all samples (a parameter)
-meets a batched one, its cotangent keeps the samples: (V, B) merge into the stack and the rules below run unchanged.
+travel in one stack: V = outputs of one sample, not of the batch. How the Jacobian is made of the recorded call is in
+``batched_work``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
-from math import prod
+from functools import partial, wraps
 from typing import Any
 
 from .. import tree
@@ -17,10 +16,11 @@ from ..op import describe, shape_of
 from ..ops.batching import UNKNOWN, Tag
 from ..trace import Trace, Traced, module_of
 from ..transforms import Outputs, check_float, owned, pick
-from .chain import plain_chain
-from .dense import check_mode, in_chunks
-from .execute import structured
-from .samples import pull_samples, push_samples, sample_units
+from .batched_work import BatchedWork
+from .budget import budget
+from .dense import check_mode
+from .function import JacobianFunction
+from .samples import pull_samples
 from .tags import check_output, follow, probe
 
 
@@ -31,15 +31,14 @@ class Batched:
         self.name = name
         leaves, structure = tree.flatten(args)
         owner = [i for i, a in enumerate(args) for _ in tree.flatten(a)[0]]
-        paths = tree.paths(args)
-        self.samples = _batch_size(name, leaves, owner, axes, paths)
+        self.samples = _batch_size(name, leaves, owner, axes, args)
         self.trace = Trace(self.samples)
         tags: dict[int, Any] = {}
         chosen: list[tuple] = []  # (place among the wanted, leaf, slot, shared)
         inputs: list[Any] = []
-        for x, i, path in zip(leaves, owner, paths, strict=True):
+        for at, (x, i) in enumerate(zip(leaves, owner, strict=True)):
             if i in wanted:
-                x = check_float(name, x, path.__str__)
+                x = check_float(name, x, partial(_path, args, at))
             elif module_of_or_none(x) is None:
                 inputs.append(x)
                 continue
@@ -86,54 +85,28 @@ def module_of_or_none(x: Any) -> Any:
     return x.module if type(x) is Traced else array_module(x)
 
 
-def _batch_size(name: str, leaves: list, owner: list, axes: tuple, paths: list[str]) -> int:
+def _path(args: tuple, at: int) -> str:
+    return tree.paths(args)[at]
+
+
+def _batch_size(name: str, leaves: list, owner: list, axes: tuple, args: tuple) -> int:
     """The common first axis of the batched arguments; ValueError naming the one that differs."""
-    size = None
-    for x, i, path in zip(leaves, owner, paths, strict=True):
+    size, first = None, 0
+    for at, (x, i) in enumerate(zip(leaves, owner, strict=True)):
         if axes[i] is None:
             continue
         if not shape_of(x):
-            raise ValueError(f"{name}: expected a batch axis first in argument{path}, got {describe(x)}")
+            raise ValueError(
+                f"{name}: expected a batch axis first in argument{tree.paths(args)[at]}, got {describe(x)}"
+            )
         if size is None:
-            size, first = x.shape[0], path
+            size, first = x.shape[0], at
         elif x.shape[0] != size:
-            raise ValueError(f"{name}: argument{first} has {size} samples, argument{path} has {x.shape[0]}")
+            one, other = tree.paths(args)[first], tree.paths(args)[at]
+            raise ValueError(f"{name}: argument{one} has {size} samples, argument{other} has {x.shape[0]}")
     if size is None:
         raise ValueError(f"{name}: expected at least one argument with a batch axis (in_axes=0)")
     return size
-
-
-def _batch_first(d: Any, stack_shape: tuple[int, ...], xp: Any) -> Any:
-    """[V, B, *x] with V = prod(stack_shape) -> (B, *stack_shape, *x), C-contiguous."""
-    moved = xp.ascontiguousarray(xp.moveaxis(d, 0, 1))
-    return moved.reshape(moved.shape[0], *stack_shape, *moved.shape[2:])
-
-
-def _reverse(call: Batched, chunk_size: int | None) -> list[list[Any]]:
-    values = call.outputs.values
-    sizes = [prod(y.shape[1:]) for y in values]
-    stacks = in_chunks(
-        sum(sizes), chunk_size, lambda a, b: pull_samples(call, sample_units(call.outputs, a, b, call.samples))
-    )
-    rows, at = [], 0
-    for y, n in zip(values, sizes, strict=True):
-        rows.append([_batch_first(d[at : at + n], y.shape[1:], module_of(y)) for d in stacks])
-        at += n
-    return rows
-
-
-def _forward(call: Batched, chunk_size: int | None) -> list[list[Any]]:
-    sizes = [prod(x.shape[1:]) for x in call.leaves]
-    stacks = in_chunks(sum(sizes), chunk_size, lambda a, b: push_samples(call, a, b))
-    rows = []
-    for d in stacks:
-        xp, at, row = module_of(d), 0, []
-        for x, n in zip(call.leaves, sizes, strict=True):
-            part = xp.ascontiguousarray(xp.moveaxis(d[at : at + n], 0, -1))
-            row.append(part.reshape((*part.shape[:-1], *x.shape[1:])))
-            at += n
-        rows.append(row)
-    return rows
 
 
 def _axes(name: str, in_axes: Any, count: int) -> tuple:
@@ -157,18 +130,28 @@ def batch_jacobian(
     in_axes: Any = 0,
     mode: str = "auto",
     chunk_size: int | None = None,
-) -> Callable[..., Any]:
-    """Function that gives the Jacobian of every sample: (B, *in) -> (B, *out) becomes (B, *out, *in), C-contiguous.
+    max_bytes: int | str | None = None,
+) -> JacobianFunction:
+    """Function J that gives the Jacobian of every sample: (B, *in) -> (B, *out) becomes (B, *out, *in), C-contiguous.
+
+    J(x) gives it, J.into(out, x) writes it into your array, J.chunks(x) iterates over (slice of the batch, piece), and
+    J.plan(x) says what it will cost: `.mode`, `.flops`, `.bytes`, `.peak`; print(J.plan(x)) shows the alternatives.
 
     f works on the whole batch and is called once. `in_axes` says for each argument whether its first axis is the
     batch (0) or it is shared by all samples (None); a shared argument named by `argnums` gives (B, *out, *param).
     Where the graph is a chain (no value of an earlier layer is used again later), it is a product of structured
     blocks, multiplied in the cheapest order and in pieces of the batch. `mode`: "auto" and "mixed" choose the order,
-    "rev" goes from the outputs to the inputs, "fwd" from the inputs to the outputs. `chunk_size` bounds the rows (or
-    columns) swept at once.
+    "rev" goes from the outputs to the inputs, "fwd" from the inputs to the outputs. On other graphs it is swept, in
+    the cheaper of the two directions.
 
-    Raises ValueError when f mixes samples (a mean over the batch, say), naming the operation, and when a result
-    lacks the batch axis.
+    Memory beyond the inputs, the result and what f itself records: `max_bytes` bounds it, an int or a text such as
+    "1GB", "200 MB", "512KiB", or "auto" for a quarter of what is free; without it, it stays within 0.3 of the result
+    and 8 MB. `chunk_size` bounds the rows (or columns) worked on at once. Chains are cut into pieces of the batch and
+    of the rows; elsewhere a row of all samples is the least. f is always called once, on the whole batch.
+
+    Raises ValueError when f mixes samples (a mean over the batch, say), naming the operation; when a result lacks the
+    batch axis; when `in_axes` does not match; and when `max_bytes` is too small, saying how much is needed. TypeError
+    for arguments that are not floating point.
 
     >>> import gradlib as gl, numpy as np
     >>> gl.batch_jacobian(np.square)(np.array([[1.0, 2.0], [3.0, 4.0]]))
@@ -178,30 +161,32 @@ def batch_jacobian(
            [[6., 0.],
             [0., 8.]]])
     """
-    check_mode("batch_jacobian", mode, chunk_size)
+    check_mode("batch_jacobian", mode)
+    allowed = budget("batch_jacobian", chunk_size, max_bytes)
 
-    @wraps(f)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def record(args: tuple, kwargs: dict) -> BatchedWork:
         axes = _axes("batch_jacobian", in_axes, len(args))
         wanted = _wanted("batch_jacobian", argnums, args)
         call = Batched("batch_jacobian", f, args, axes, wanted, kwargs)
-        entries_in = sum(prod(x.shape[1:]) for x in call.leaves)
-        entries_out = sum(prod(y.shape[1:]) for y in call.outputs.values)
-        forward = mode == "fwd" or (mode == "auto" and entries_in < entries_out)
-        segments = None if chunk_size is not None else plain_chain(call)
-        if segments is not None:
-            j = structured(segments, call.leaves[0], call.outputs.values[0], mode)
-            return tree.unflatten(call.outputs.structure, [call.rebuild([j])[0]])
-        if any(call.shared) or not call.samples:
-            if mode == "fwd" and any(call.shared):
-                raise ValueError("batch_jacobian: mode 'fwd' does not take shared arguments; use 'rev' or 'auto'")
-            forward = False
-        rows = (_forward if forward else _reverse)(call, chunk_size)
-        trees = [call.rebuild(row) for row in rows]
-        leaves = [tuple(t) if isinstance(argnums, tuple) else t[0] for t in trees]
-        return tree.unflatten(call.outputs.structure, leaves)
+        if mode == "fwd" and any(call.shared):
+            raise ValueError("batch_jacobian: mode 'fwd' does not take shared arguments; use 'rev' or 'auto'")
+        return BatchedWork(call, mode, allowed, isinstance(argnums, tuple))
 
-    return wrapped
+    return JacobianFunction("batch_jacobian", f, record)
+
+
+def losses(name: str, loss: Callable[..., Any], argnums: Any, in_axes: Any, args: tuple, kwargs: dict) -> Batched:
+    """The traced call of a function that gives (B,), with the arguments `argnums` shared unless `in_axes` says more."""
+    wanted = _wanted(name, argnums, args)
+    default = tuple(None if i in wanted else 0 for i in range(len(args)))
+    call = Batched(name, loss, args, _axes(name, default if in_axes is None else in_axes, len(args)), wanted, kwargs)
+    values = call.outputs.values
+    if len(values) != 1 or len(values[0].shape) != 1:
+        raise ValueError(
+            f"{name}: expected the function to return one loss a sample, shape ({call.samples},), "
+            f"got {', '.join(map(describe, values)) or 'nothing'}"
+        )
+    return call
 
 
 def per_sample_grad(loss: Callable[..., Any], argnums: int | tuple[int, ...] = 0, in_axes: Any = None) -> Any:
@@ -219,18 +204,10 @@ def per_sample_grad(loss: Callable[..., Any], argnums: int | tuple[int, ...] = 0
 
     @wraps(loss)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        wanted = _wanted("per_sample_grad", argnums, args)
-        default = tuple(None if i in wanted else 0 for i in range(len(args)))
-        axes = _axes("per_sample_grad", default if in_axes is None else in_axes, len(args))
-        call = Batched("per_sample_grad", loss, args, axes, wanted, kwargs)
-        for y in call.outputs.values:
-            if len(y.shape) != 1 or len(call.outputs.values) != 1:
-                raise ValueError(
-                    f"per_sample_grad: expected the function to return one loss a sample, shape ({call.samples},), "
-                    f"got {', '.join(map(describe, call.outputs.values))}"
-                )
-        ones = [module_of(y).ones((1, *y.shape), y.dtype) for y in call.outputs.values]
-        trees = call.rebuild([d[0] for d in owned(pull_samples(call, ones), [])])
+        call = losses("per_sample_grad", loss, argnums, in_axes, args, kwargs)
+        y = call.outputs.values[0]
+        ones = module_of(y).ones((1, *y.shape), y.dtype)
+        trees = call.rebuild([d[0] for d in owned(pull_samples(call, [ones]), [])])
         return tuple(trees) if isinstance(argnums, tuple) else trees[0]
 
     return wrapped

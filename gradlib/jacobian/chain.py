@@ -7,7 +7,6 @@ sample, (B, V, n), so that the last product of a reverse sweep is the result (B,
 
 from __future__ import annotations
 
-from copy import copy
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,9 @@ from ..device import array_module
 from ..op import Unit
 from ..ops.batching import Tag
 from ..sweep import accumulate, call_vjp, take_cotangent
-from ..trace import Namespace, Node, Traced, module_of, namespace
-from .blocks import Diagonal, DiagonalLowRank, SharedDense
+from ..trace import Namespace, Node, Traced, module_of
+from .blocks import Block, Diagonal, DiagonalLowRank, Gather, Identity, SharedDense
+from .fold import folded, structured
 
 if TYPE_CHECKING:
     from .batched import Batched
@@ -45,9 +45,13 @@ class Segment:
         """(B, V, n_in) -> (B, V, n_out): the Jacobian times each row."""
         raise NotImplementedError
 
-    def dense(self, at: slice, like: Any) -> Any:
+    def dense(self, at: slice, like: Any, out: Any = None) -> Any:
         """The Jacobian (B, n_out, n_in); by default by applying it to unit vectors."""
-        return self.back(_units(like, at, self.n_out), at)
+        return self.back(_units(like, at, self.n_out), at, out)
+
+    def dense_ahead(self, at: slice, like: Any, out: Any = None) -> Any:
+        """The same with a row for each input, (B, n_in, n_out)."""
+        return self.ahead(_units(like, at, self.n_in), at, out)
 
     def arrays(self) -> tuple:
         """All arrays it holds, in nested tuples; `with_arrays` is the same segment on others."""
@@ -85,6 +89,20 @@ class DiagonalSegment(Segment):
 
     ahead = back
 
+    def dense(self, at: slice, like: Any, out: Any = None) -> Any:
+        d = self.d[at]
+        if out is None:
+            out = module_of(like).empty((d.shape[0], self.n_in, self.n_in), like.dtype)
+        out[...] = 0
+        steps = module_of(like).arange(self.n_in)
+        out[:, steps, steps] = d
+        return out
+
+    dense_ahead = dense
+
+    def dense_flops(self) -> float:
+        return float(self.n_in * self.n_in)
+
     def arrays(self) -> tuple:
         return (self.d,)
 
@@ -93,6 +111,61 @@ class DiagonalSegment(Segment):
 
     def flops(self) -> float:
         return self.n_in
+
+
+class CopySegment(Segment):
+    """Entries that keep their order, a reshape: nothing to do. A chain of nothing else has one."""
+
+    kind = "identity"
+
+    def __init__(self, block: Identity) -> None:
+        super().__init__(block.x_shape[1:], block.y_shape[1:])
+
+    def back(self, m: Any, at: slice, out: Any = None) -> Any:
+        if out is None:
+            return m
+        out[...] = m
+        return out
+
+    ahead = back
+
+    def arrays(self) -> tuple:
+        return ()
+
+    def with_arrays(self, arrays: tuple) -> Segment:
+        return self
+
+    def flops(self) -> float:
+        return 0.0
+
+
+class GatherSegment(Segment):
+    """Entries picked from each sample, the same of all: an index, a transpose, a flip."""
+
+    kind = "gather"
+
+    def __init__(self, block: Gather) -> None:
+        super().__init__(block.x_shape[1:], block.y_shape[1:])
+        self.index = block.index.reshape(-1)
+
+    def back(self, m: Any, at: slice, out: Any = None) -> Any:
+        if out is None:
+            out = module_of(m).empty((*m.shape[:2], self.n_in), m.dtype)
+        out[...] = 0
+        out[:, :, self.index] = m
+        return out
+
+    def ahead(self, m: Any, at: slice, out: Any = None) -> Any:
+        return module_of(m).take(m, self.index, axis=2, out=out)
+
+    def arrays(self) -> tuple:
+        return (self.index,)
+
+    def with_arrays(self, arrays: tuple) -> Segment:
+        return replaced(self, index=arrays[0])
+
+    def flops(self) -> float:
+        return float(self.n_out)
 
 
 class LinearSegment(Segment):
@@ -122,13 +195,21 @@ class LinearSegment(Segment):
             out = out.reshape((b * v * self.rows, w.shape[1]))
         return module_of(m).matmul(m.reshape((b * v * self.rows, w.shape[0])), w, out=out).reshape(shape)
 
-    def dense(self, at: slice, like: Any) -> Any:
+    def dense(self, at: slice, like: Any, out: Any = None) -> Any:
         if self.rows != 1:
-            return super().dense(at, like)
-        xp, b = module_of(like), len(range(*at.indices(self.samples)))
-        if self.d is None:
-            return xp.broadcast_to(self.w.T, (b, self.n_out, self.n_in))
-        return self.w.T * self.d[at, :, None]
+            return super().dense(at, like, out)
+        return self._scaled(self.w.T, at, like, None if self.d is None else self.d[at, :, None], out)
+
+    def dense_ahead(self, at: slice, like: Any, out: Any = None) -> Any:
+        if self.rows != 1:
+            return super().dense_ahead(at, like, out)
+        return self._scaled(self.w, at, like, None if self.d is None else self.d[at, None, :], out)
+
+    def _scaled(self, w: Any, at: slice, like: Any, d: Any, out: Any) -> Any:
+        xp = module_of(like)
+        if d is None:
+            return xp.broadcast_to(w, (len(range(*at.indices(self.samples))), *w.shape))
+        return xp.multiply(w, d, out=out)
 
     def dense_flops(self) -> float:
         return super().dense_flops() if self.rows != 1 else 0.0 if self.d is None else self.n_in * self.n_out
@@ -257,13 +338,42 @@ def chain_of(call: Batched) -> list[Segment] | None:
     nodes = _between(call, start, end)
     if not nodes:
         return None
-    segments, last, pending = [], start, []
+    groups, last, pending = [], start, []
     for node, cut in zip(nodes, _cuts(call, nodes, start, end), strict=True):
         pending.append(node)
         if cut:
-            segments.append(_segment(call, pending, last, node.slot))
+            groups.append((pending, last, end if node is nodes[-1] else node.slot))  # end may be one of several results
             last, pending = node.slot, []
-    return segments
+    return _segments(call, groups)
+
+
+def _segments(call: Batched, groups: list[tuple[list[Node], int, int]]) -> list[Segment]:
+    """The groups between cuts as segments; neighbours whose product keeps structure become one."""
+    segments: list[Segment] = []
+    now: Block | None = None
+    for nodes, start, end in groups:
+        block = folded(call, nodes, start, end)
+        joined = None if now is None or block is None else structured(block @ now)
+        if joined is not None and _as_segment(joined) is not None:
+            now = joined
+            continue
+        if now is not None:
+            segments.append(_as_segment(now))  # type: ignore[arg-type]
+        now = None if block is None or _as_segment(block) is None else block
+        if now is None:
+            segments.append(RuleSegment(call, nodes, start, end))
+    if now is not None:
+        segments.append(_as_segment(now))  # type: ignore[arg-type]
+    return [s for s in segments if not isinstance(s, CopySegment)] or segments[:1]
+
+
+def _as_segment(block: Block) -> Segment | None:
+    """A block whose first axis is the batch as a segment, if it is of a kind that has one."""
+    if isinstance(block, DiagonalLowRank):
+        return RowSegment(block) if block.axis else None
+    kind = {Identity: CopySegment, Gather: GatherSegment, Diagonal: DiagonalSegment, SharedDense: LinearSegment}
+    found = kind.get(type(block))
+    return None if found is None else found(block)
 
 
 def _with_saved(node: Node, saved: tuple) -> Node:
@@ -275,8 +385,8 @@ def _with_saved(node: Node, saved: tuple) -> Node:
 
 def replaced(segment: Segment, **attributes: Any) -> Segment:
     """A copy with some attributes changed."""
-    other = copy(segment)
-    other.__dict__.update(attributes)
+    other = object.__new__(type(segment))
+    other.__dict__.update(segment.__dict__, **attributes)
     return other
 
 
@@ -318,21 +428,7 @@ def _cuts(call: Batched, nodes: list[Node], start: int, end: int) -> list[bool]:
         made.add(node.slot)
         alone = all(s == node.slot or last.get(s, -1) <= i for s in made)
         first = call.tags[node.slot] == Tag(-len(call.trace.outs[node.slot][0]), 1)
-        cuts.append(node.slot == end or (alone and first and not node.outputs))
+        cuts.append(node is nodes[-1] or (alone and first and not node.outputs))
         if node.outputs:
             made.update(range(node.slot, node.slot + node.outputs))
     return cuts
-
-
-def _segment(call: Batched, nodes: list[Node], start: int, end: int) -> Segment:
-    node = nodes[0]
-    if len(nodes) == 1 and node.op.block is not None and list(node.parents).count(start) == 1:
-        xp = namespace(np) if isinstance(node.xp, Unit) else node.xp
-        block = node.op.block(xp, node.saved, list(node.parents).index(start), **node.static)
-        if isinstance(block, Diagonal):
-            return DiagonalSegment(block)
-        if isinstance(block, SharedDense):
-            return LinearSegment(block)
-        if isinstance(block, DiagonalLowRank) and block.axis:
-            return RowSegment(block)
-    return RuleSegment(call, nodes, start, end)

@@ -7,22 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from ..capture import recorded
+from ..threads import cores, one_blas_thread, share
 from ..trace import module_of
-from .chain import RowSegment, Segment
-from .plan import Step, best_step
+from .chain import LinearSegment, Segment
+from .fused import LARGEST, looped
+from .plan import Step
 
-PIECE = 1 << 18  # bytes of intermediate results to work on at a time, so that they stay in the cache
+CACHE = 1 << 19  # bytes of intermediate results that a core works on at a time, so that they stay in its cache
+PIECE = cores() * CACHE  # and all cores together
+HAND_OVER = 2e-3  # seconds of a small machine (see `plan.RATE`) from which other threads are asked to help
 
 
 def execute(step: Step, segments: Sequence[Segment], at: slice, like: Any, out: Any = None) -> Any:
     """The Jacobian of the step's interval for the samples `at`: (B, n_out, n_in), or (B, n_in, n_out)."""
     xp, n = module_of(like), step.rows_are_outputs
     if step.do == "write":
-        segment = segments[step.segment]
-        if isinstance(segment, RowSegment) and len(segment.x) == 1:
-            return segment.dense(at, like, out)
-        return segment.dense(at, like)
+        return segments[step.segment].dense(at, like, out)
     if step.do == "product":
         left, right = (execute(p, segments, at, like) for p in step.parts)
         left = left if step.parts[0].rows_are_outputs else left.swapaxes(1, 2)
@@ -30,8 +30,8 @@ def execute(step: Step, segments: Sequence[Segment], at: slice, like: Any, out: 
         if n:
             return xp.matmul(left, right, out=out)
         return xp.matmul(right.swapaxes(1, 2), left.swapaxes(1, 2), out=out)
-    if not step.parts:  # ahead from the unit vectors
-        return segments[step.segment].ahead(_identity(xp, segments[step.segment].n_in, at, like), at, out)
+    if not step.parts:
+        return segments[step.segment].dense_ahead(at, like, out)
     m = execute(step.parts[0], segments, at, like)
     if step.do == "turn":
         return m.swapaxes(1, 2)
@@ -41,45 +41,54 @@ def execute(step: Step, segments: Sequence[Segment], at: slice, like: Any, out: 
     return segment.back(m, at, out) if step.do == "back" else segment.ahead(m, at, out)
 
 
-def _identity(xp: Any, n: int, at: slice, like: Any) -> Any:
-    b = len(range(*at.indices(like.shape[0])))
-    return xp.broadcast_to(xp.eye(n, dtype=like.dtype), (b, n, n))
-
-
 def largest_step(step: Step, segments: Sequence[Segment]) -> int:
-    """Entries a sample of the largest intermediate result."""
-    own = segments[step.first].n_in * segments[step.last].n_out
-    return max([own, *(largest_step(p, segments) for p in step.parts)])
+    """Entries a sample of the largest intermediate result; the Jacobian itself, which is written once, is not one."""
+    held = [max(segments[p.first].n_in * segments[p.last].n_out, largest_step(p, segments)) for p in step.parts]
+    return max(held, default=max(segments[step.first].n_in, segments[step.last].n_out))
 
 
-def fill(step: Step, segments: Sequence[Segment], like: Any, result: Any) -> None:
-    """Write the Jacobian of every sample into result (B, n_out, n_in), in pieces of the batch."""
-    samples = result.shape[0]
-    piece = samples
+def fill(
+    step: Step, segments: Sequence[Segment], like: Any, result: Any, first: int = 0, piece: int | None = None
+) -> None:
+    """Write the Jacobian of every sample into result (B, n_out, n_in), in pieces of the batch.
+
+    result[0] is sample `first` of the batch. `piece`: how many samples at most to work on at a time, in all threads
+    together. On the CPU large batches are shared among our own threads, with BLAS on one.
+    """
+    samples, xp = result.shape[0], module_of(result)
+    piece, threads = samples if piece is None else max(1, piece), 1
     if isinstance(result, np.ndarray) and not any(s.whole_batch for s in segments):
-        piece = max(1, PIECE // max(1, largest_step(step, segments) * result.dtype.itemsize))
-    for start in range(0, samples, piece):
-        at = slice(start, min(start + piece, samples))
-        target = result[at]
+        threads = cores() if shares(step, samples) else 1
+        cached = CACHE // max(1, largest_step(step, segments) * result.dtype.itemsize)
+        even = samples if threads == 1 else samples // (4 * threads)  # pieces enough for threads of unequal speed
+        piece, segments = max(1, min(piece // threads, cached, even)), looped(segments, like)
+
+    def write(start: int) -> None:
+        target = result[start : start + piece]
+        at = slice(first + start, first + start + target.shape[0])
         value = execute(step, segments, at, like, target if step.do != "turn" else None)
-        if not _same_memory(value, target):
+        if value is not target and not xp.may_share_memory(value, target):
             target[...] = value
 
-
-def structured(segments: Sequence[Segment], x: Any, y: Any, mode: str) -> Any:
-    """The Jacobian (B, *out, *in) of a chain from x (B, *in) to y (B, *out), in the dtype of x."""
-    step, shape = best_step(segments, x.dtype.itemsize, mode), (*y.shape, *x.shape[1:])
-
-    def compute(x: Any, *arrays: tuple) -> Any:
-        over = [s.with_arrays(a) for s, a in zip(segments, arrays, strict=True)]
-        result = module_of(x).empty((x.shape[0], over[-1].n_out, over[0].n_in), x.dtype)
-        fill(step, over, x, result)
-        return result.reshape(shape)
-
-    return recorded(compute, x, *[s.arrays() for s in segments])
+    starts = range(0, samples, piece or 1)
+    if threads > 1:
+        with one_blas_thread():
+            share(write, starts)
+    else:
+        for start in starts:
+            write(start)
 
 
-def _same_memory(a: Any, b: Any) -> bool:
-    """Whether two arrays start at the same place, as a result that was written in place does."""
-    address = (lambda x: x.ctypes.data) if hasattr(a, "ctypes") else (lambda x: x.data.ptr)
-    return address(a) == address(b)
+def spares_blas(step: Step, segments: Sequence[Segment], samples: int) -> bool:
+    """Whether f had better run with BLAS on one thread, so that BLAS's threads do not spin beside what follows.
+
+    So it is for small layers and where our own threads share the work, as long as the Jacobian's rows are at least as
+    many as the cores: then f is the smaller part on one thread too.
+    """
+    small = all(not isinstance(s, LinearSegment) or s.w.size <= LARGEST for s in segments)
+    return (small or shares(step, samples)) and segments[-1].n_out >= cores()
+
+
+def shares(step: Step, samples: int) -> bool:
+    """Whether a chain is worth the hand-over to other threads."""
+    return cores() > 1 and samples > 1 and step.cost * samples > HAND_OVER

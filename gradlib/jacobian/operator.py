@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 
 from .. import tree
+from ..device import array_module
 from ..op import describe, shape_of
-from ..trace import Traced, module_of
+from ..trace import Traced, module_of, raw
 from ..transforms import Outputs, Primals, hvp, owned, pull, push, run
+from ..transforms import _stack_of_one as stack_of_one
+from .budget import budget
+from .sides import WholeSide, entries, flat, join, widened
 
 
 class JacobianOperator:
@@ -19,9 +23,12 @@ class JacobianOperator:
 
     f is run and recorded once; every product is a sweep. Where arrays live, vectors live: NumPy or CuPy.
     `J.matvec(v)` is J v, `J.rmatvec(u)` is Jᵀ u, `J.matmat(V)` takes the columns of V (N, k) in one stacked sweep;
-    `J @ v`, `J.T`, `J.to_dense()`, and `J.to_scipy()` for scipy.sparse.linalg (or CuPy's counterpart).
+    `J @ v`, `J.T`, `J.to_dense()`, and `J.to_scipy()` for scipy.sparse.linalg (or CuPy's counterpart), which is also
+    what `jac` of scipy.optimize.least_squares may return. `J.dtype` is that of x and of every product, `J.module` the
+    module of the arrays. Products can be differentiated by their vector.
 
-    Raises TypeError for x that is not floating point, ValueError for vectors of another length.
+    Raises TypeError for x that is not floating point, for vectors that are complex or live elsewhere; ValueError for
+    vectors of another length.
 
     >>> import gradlib as gl, numpy as np
     >>> J = gl.JacobianOperator(np.sin, np.zeros(3))
@@ -30,18 +37,24 @@ class JacobianOperator:
     """
 
     def __init__(self, f: Callable[..., Any], *x: Any) -> None:
-        self._inside: Primals
-        self._outputs: Outputs
-        self._inside, self._outputs, _ = run("JacobianOperator", f, x)
-        ins, outs = self._inside.leaves, self._outputs.values
-        if not ins:
+        if not tree.flatten(x)[0]:
             raise ValueError("JacobianOperator: expected at least one array to differentiate by")
-        if any(type(v) is Traced for v in (*ins, *outs)):
+        self._set(*run("JacobianOperator", f, x)[:2])
+        if is_traced(self._inside, self._outputs):
             raise TypeError("JacobianOperator: expected arrays, not values traced by an outer transform")
-        self.shape = (sum(prod(shape_of(y)) for y in outs), sum(prod(v.shape) for v in ins))
-        self.dtype = np.result_type(*[v.dtype for v in ins])
-        self._xp = module_of(ins[0])
-        self._transposed = False
+
+    @classmethod
+    def over(cls, inside: Primals, outputs: Outputs) -> JacobianOperator:
+        """The operator over what `run` has recorded."""
+        self = object.__new__(cls)
+        self._set(inside, outputs)
+        return self
+
+    def _set(self, inside: Primals, outputs: Outputs) -> None:
+        self._inside, self._outputs, self._transposed = inside, outputs, False
+        self.shape = (entries(outputs.values), entries(inside.leaves))
+        self.dtype = np.result_type(*[x.dtype for x in inside.leaves])
+        self.module = module_of(inside.leaves[0])
 
     def __repr__(self) -> str:
         return f"JacobianOperator(shape={self.shape}, dtype={self.dtype})"
@@ -72,25 +85,37 @@ class JacobianOperator:
     def __matmul__(self, v: Any) -> Any:
         return self.matvec(v) if len(shape_of(v)) == 1 else self.matmat(v)
 
-    def to_dense(self) -> Any:
-        """The array (M, N)."""
-        m, n = self.shape
-        rows = self._xp.eye(min(m, n), dtype=self.dtype)
-        return self.matmat(rows) if n <= m else self.rmatmat(rows).T
+    def to_dense(self, *, chunk_size: int | None = None, max_bytes: int | str | None = None) -> Any:
+        """The array (M, N), swept from the side with fewer entries.
+
+        `chunk_size` and `max_bytes` bound the rows (or columns) at once and the working memory, as for `gl.jacobian`.
+        """
+        allowed = budget("JacobianOperator.to_dense", chunk_size, max_bytes)
+        if self._transposed:
+            return self.T.to_dense(chunk_size=chunk_size, max_bytes=max_bytes).T
+        side, dense, at = WholeSide(self._inside, self._outputs), self.module.empty(self.shape, self.dtype), 0
+        for stack in side.flat_sweeps(allowed, result=prod(self.shape) * self.dtype.itemsize):
+            where = slice(at, at + stack.shape[0])
+            if side.forward:
+                dense[:, where] = stack.T
+            else:
+                dense[where] = stack
+            at = where.stop
+        return dense
 
     def to_scipy(self) -> Any:
-        """A scipy.sparse.linalg.LinearOperator, or CuPy's."""
-        if self._xp is np:
+        """A scipy.sparse.linalg.LinearOperator, or CuPy's; in float32 where x is float16, which no solver takes."""
+        if self.module is np:
             from scipy.sparse.linalg import LinearOperator
         else:
             from cupyx.scipy.sparse.linalg import LinearOperator
         return LinearOperator(
             self.shape,
-            matvec=lambda v: self.matvec(v.reshape(-1)),
-            rmatvec=lambda u: self.rmatvec(u.reshape(-1)),
-            matmat=self.matmat,
-            rmatmat=self.rmatmat,
-            dtype=self.dtype,
+            matvec=lambda v: widened(self.matvec(v.reshape(-1))),
+            rmatvec=lambda u: widened(self.rmatvec(u.reshape(-1))),
+            matmat=lambda v: widened(self.matmat(v)),
+            rmatmat=lambda u: widened(self.rmatmat(u)),
+            dtype=np.promote_types(self.dtype, np.float32),
         )
 
     def _columns(self, name: str, v: Any, ndim: int, length: int) -> Any:
@@ -99,6 +124,9 @@ class JacobianOperator:
         if len(shape) != ndim or shape[0] != length:
             expected = f"({length},)" if ndim == 1 else f"({length}, k)"
             raise ValueError(f"JacobianOperator.{name}: expected an array of shape {expected}, got {describe(v)}")
+        if array_module(raw(v)) is not self.module or v.dtype.kind not in "fiub":
+            where = self.module.__name__
+            raise TypeError(f"JacobianOperator.{name}: expected real numbers in an array of {where}, got {describe(v)}")
         return v[None, :] if ndim == 1 else v.T
 
     def _apply(self, stack: Any, back: bool) -> Any:
@@ -111,23 +139,30 @@ class JacobianOperator:
             parts.append(part.reshape((stack.shape[0], *shape_of(x))))
             at += n
         found = (pull if back else push)(self._inside, self._outputs, parts)
-        flat = [d.reshape((stack.shape[0], prod(d.shape[1:]))).astype(self.dtype) for d in found]
-        return self._xp.concatenate(flat, axis=1)
+        return join([flat(d, 1) for d in found], axis=1).astype(self.dtype)
+
+
+def is_traced(inside: Primals, outputs: Outputs) -> bool:
+    """Whether a record is of values that an outer transform follows."""
+    return any(type(v) is Traced for v in (*inside.leaves, *outputs.values))
 
 
 def ggnvp(f: Callable[..., Any], loss: Callable[..., Any], params: Any, v: Any) -> Any:
     """Generalised Gauss-Newton matrix times v: Jᵀ H J v, with J = ∂f/∂params and H = ∂²loss/∂f² at f(params).
 
     f: params -> outputs. loss: outputs -> 0-d array. v: a pytree like params; so is the result. One pass ahead, one
-    Hessian-vector product of the loss, one pass back. Source: Schraudolph 2002, "Fast curvature matrix-vector
-    products"; Martens 2010.
+    Hessian-vector product of the loss, one pass back. Where the loss is convex in the outputs the matrix has no
+    negative eigenvalue. Raises ValueError for v of another structure or shape, TypeError for one of another device.
+
+    Source: Schraudolph 2002, "Fast curvature matrix-vector products"; Martens 2010, "Deep learning via Hessian-free
+    optimization".
 
     >>> import gradlib as gl, numpy as np
     >>> gl.ggnvp(lambda w: 3 * w, lambda y: np.sum(y**2), np.ones(2), np.array([1.0, 0.0]))
     array([18.,  0.])
     """
     inside, outputs, _ = run("ggnvp", f, (params,))
-    tangents = [d[None] for d in _like("ggnvp", params, v)]
+    tangents = _along("ggnvp", inside, params, v)
     y, dy = outputs.rebuilt(), tree.unflatten(outputs.structure, [d[0] for d in push(inside, outputs, tangents)])
     curved = tree.flatten(hvp(loss, (y,), (dy,)))[0]
     found = owned(pull(inside, outputs, [d[None] for d in curved]), [])
@@ -138,7 +173,10 @@ def fisher_vp(f: Callable[..., Any], loss: Callable[..., Any], params: Any, v: A
     """Empirical Fisher matrix times v: mean over samples of g (gᵀ v), with g the gradient of each sample's loss.
 
     f: params -> outputs, batch first. loss: outputs -> (B,). v: a pytree like params; so is the result. One pass
-    ahead (gᵀ v of every sample at once) and one back. Source: Kunstner, Balles & Hennig 2019 (arXiv:1905.12558).
+    ahead (gᵀ v of every sample at once) and one back. Raises ValueError for v of another structure or shape and for
+    losses that are not (B,), B > 0; TypeError for v of another device.
+
+    Source: Kunstner, Balles & Hennig 2019, "Limitations of the empirical Fisher approximation" (arXiv:1905.12558).
 
     >>> import gradlib as gl, numpy as np
     >>> x = np.array([[1.0, 0.0], [0.0, 2.0]])
@@ -148,14 +186,14 @@ def fisher_vp(f: Callable[..., Any], loss: Callable[..., Any], params: Any, v: A
     inside, outputs, _ = run("fisher_vp", lambda p: loss(f(p)), (params,))
     if len(outputs.values) != 1 or len(shape_of(outputs.values[0])) != 1 or not shape_of(outputs.values[0])[0]:
         raise ValueError(f"fisher_vp: expected one loss a sample, (B,), got {', '.join(map(describe, outputs.values))}")
-    along = push(inside, outputs, [d[None] for d in _like("fisher_vp", params, v)])[0]
+    along = push(inside, outputs, _along("fisher_vp", inside, params, v))[0]
     found = owned(pull(inside, outputs, [along / along.shape[1]]), [])
     return tree.unflatten(inside.structure, [d[0] for d in found])[0]
 
 
-def _like(name: str, params: Any, v: Any) -> list[Any]:
+def _along(name: str, inside: Primals, params: Any, v: Any) -> list[Any]:
+    """The leaves of v as stacks of one, checked to be like those of the parameters."""
     leaves, structure = tree.flatten(v)
-    wanted, expected = tree.flatten(params)
-    if structure != expected or any(shape_of(a) != shape_of(b) for a, b in zip(leaves, wanted, strict=True)):
-        raise ValueError(f"{name}: expected v with the structure and shapes of the parameters")
-    return leaves
+    if structure != tree.flatten(params)[1]:
+        raise ValueError(f"{name}: expected v with the structure of the parameters, got {structure}")
+    return [stack_of_one(name, "v", d, x) for d, x in zip(leaves, inside.leaves, strict=True)]

@@ -6,6 +6,7 @@ a `batch` rule makes what depends on it UNKNOWN; `probe` then tests, at this poi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,16 @@ from ..sweep import sweep_forward
 from ..trace import Node, Trace, module_of, raw
 
 
-def follow(trace: Trace, tags: dict[int, Any]) -> list[Any]:
-    """Tags of all slots, from those of the input slots."""
+def follow(trace: Trace, tags: dict[int, Any], constant: Callable[[tuple[int, ...]], Any] | None = None) -> list[Any]:
+    """Tags of all slots, from those of the input slots; `constant` gives that of an untraced array by its shape."""
     found: list[Any] = [None] * len(trace.outs)
     for slot, tag in tags.items():
         found[slot] = tag
     for node in trace.nodes:
-        tag = _rule(node, tuple(None if s < 0 else found[s] for s in node.inputs))
+        given = [None if s < 0 else found[s] for s in node.inputs]
+        if constant is not None:
+            given = [constant(x) if s < 0 else t for s, t, x in zip(node.inputs, given, node.shapes, strict=True)]
+        tag = _rule(node, tuple(given))
         for i in range(max(node.outputs, 1)):
             found[node.slot + i] = tag[i] if type(tag) is list else tag
     return found

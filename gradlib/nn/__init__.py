@@ -1,5 +1,6 @@
 """Networks as functions of their parameters: `net = Sequential(...)`, `params = net.init(0)`, `net(params, x)`."""
 
+from .embedding import Embedding
 from .initializers import INITIALIZERS
 from .layers import (
     ELU,
@@ -16,6 +17,7 @@ from .layers import (
     Tanh,
 )
 from .module import Module
+from .norms import LayerNorm, RMSNorm
 from .sequential import Sequential
 
 __all__ = [
@@ -23,10 +25,13 @@ __all__ = [
     "GELU",
     "INITIALIZERS",
     "Dropout",
+    "Embedding",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
     "Module",
+    "RMSNorm",
     "ReLU",
     "Sequential",
     "SiLU",

@@ -29,9 +29,7 @@ class Linear(Module):
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, init: str | Initializer = "glorot_uniform"
     ) -> None:
-        for name, n in (("in_features", in_features), ("out_features", out_features)):
-            if not isinstance(n, (int, np.integer)) or n < 1:
-                raise ValueError(f"Linear: expected a positive int as {name}, got {n!r}")
+        check_sizes("Linear", in_features=in_features, out_features=out_features)
         self.in_features, self.out_features, self.bias = int(in_features), int(out_features), bias
         self.initializer = initializer(init)
 
@@ -43,13 +41,22 @@ class Linear(Module):
         return {**params, "b": zeros(rng, (self.out_features,), dtype)} if self.bias else params
 
     def __call__(self, params: Any, x: Any, rng: Any = None, activation: str | None = None) -> Any:
-        if not isinstance(params, dict) or set(params) != ({"w", "b"} if self.bias else {"w"}):
-            raise TypeError(f"{self!r}: expected its parameters as made by init, got {_keys(params)}")
+        check_keys(self, params, {"w", "b"} if self.bias else {"w"})
         return linear(x, params["w"], params.get("b"), activation=activation)
 
 
-def _keys(params: Any) -> str:
-    return f"a dict with keys {sorted(params)}" if isinstance(params, dict) else describe(params)
+def check_sizes(name: str, **sizes: Any) -> None:
+    """ValueError unless all are positive ints."""
+    for label, n in sizes.items():
+        if not isinstance(n, (int, np.integer)) or n < 1:
+            raise ValueError(f"{name}: expected a positive int as {label}, got {n!r}")
+
+
+def check_keys(layer: Module, params: Any, keys: set[str]) -> None:
+    """TypeError unless a layer's parameters are a dict with these keys."""
+    if not isinstance(params, dict) or set(params) != keys:
+        got = f"a dict with keys {sorted(params)}" if isinstance(params, dict) else describe(params)
+        raise TypeError(f"{layer!r}: expected its parameters as made by init, got {got}")
 
 
 class Activation(Module):

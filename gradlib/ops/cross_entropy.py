@@ -158,7 +158,7 @@ def _check_labels(labels: Any, classes: int, ignore_index: int | None, reduction
     """Labels in range; on the GPU too, since a wrong label would read outside the logits."""
     if not labels.size:
         return
-    if ignore_index is None and int(labels.view(f"u{labels.itemsize}").max()) < classes:
+    if ignore_index is None and int(labels.view(f"u{labels.dtype.itemsize}").max()) < classes:
         return  # as unsigned numbers, the negative ones are the largest
     bad = (labels < 0) | (labels >= classes)
     if ignore_index is not None:

@@ -67,10 +67,10 @@ def _scaled_mask(xp: Any, seed: Any, counter: Any, *, shape: tuple[int, ...], dt
 _mask = Op("dropout_mask", forward=lambda xp, *x, **static: (_scaled_mask(xp, *x, **static), ()), registered=False)
 
 
-def _scale(xp: Any, like: Any, saved: tuple, rate: float) -> Any:
+def mask_scale(xp: Any, like: Any, seed: Any, counter: Any, rate: float) -> Any:
     """mask / (1 - rate) for an array like `like`."""
     make: Any = _mask if isinstance(xp, Namespace) else partial(_scaled_mask, xp)
-    return make(saved[0], saved[1], shape=like.shape, dtype=like.dtype, rate=rate)
+    return make(seed, counter, shape=like.shape, dtype=like.dtype, rate=rate)
 
 
 class _Shaped:
@@ -82,19 +82,19 @@ class _Shaped:
 
 def _forward(xp: Any, x: Any, seed: Any, counter: Any, *, rate: float) -> tuple:
     saved = (seed, counter, xp.broadcast_to(xp.zeros((), x.dtype), x.shape))  # the last one only for its shape
-    return x * _scale(xp, x, saved, rate), saved
+    return x * mask_scale(xp, x, seed, counter, rate), saved
 
 
 def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, rate: float) -> tuple:
-    return dy * _scale(xp, _Shaped(dy), saved, rate), None, None
+    return dy * mask_scale(xp, _Shaped(dy), *saved[:2], rate), None, None
 
 
 def _jvp(xp: Any, saved: tuple, dx: tuple, *, rate: float) -> Any:
-    return dx[0] * _scale(xp, _Shaped(dx[0]), saved, rate)
+    return dx[0] * mask_scale(xp, _Shaped(dx[0]), *saved[:2], rate)
 
 
 def _block(xp: Any, saved: tuple, i: int, *, rate: float) -> Any:
-    return Diagonal(_scale(xp, saved[2], saved, rate)) if i == 0 else None
+    return Diagonal(mask_scale(xp, saved[2], *saved[:2], rate)) if i == 0 else None
 
 
 _dropout = Op(
@@ -145,15 +145,19 @@ def dropout(x: Any, rate: float, rng: Generator) -> Any:
     if not hasattr(x, "dtype") or x.dtype.kind != "f":
         raise TypeError(f"dropout: expected a floating-point array, got {describe(x)}")
     check_rate("dropout", rate)
-    draws = _DRAWS.get()
-    counter = _draw(rng) if draws is None else draws.next(rng)
-    return _dropout(x, rng.seed, counter, rate=float(rate))
+    return _dropout(x, rng.seed, drawn(rng), rate=float(rate))
 
 
 def check_rate(name: str, rate: Any) -> None:
     """ValueError unless 0 <= rate < 1."""
     if not isinstance(rate, (int, float, np.number)) or not 0 <= rate < 1:
         raise ValueError(f"{name}: expected 0 <= rate < 1, got {rate!r}")
+
+
+def drawn(rng: Generator) -> Any:
+    """The counter of the next mask, 0-d uint64; `rng` counts on."""
+    draws = _DRAWS.get()
+    return _draw(rng) if draws is None else draws.next(rng)
 
 
 def _draw(rng: Generator) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..device import array_module
+from ..jacobian.factors import Gathered, by_sample
 from ..op import Op, describe, normalize_axis, shape_of
 from ..trace import HANDLERS, Namespace, Traced, module_of
 from .batching import UNKNOWN, Mixed, Tag
@@ -81,6 +82,23 @@ def _distinct(arrays: list[Any], aligned: tuple) -> bool:
         return False
     counting = arrays[aligned.index(True)]
     return all([a.shape == counting.shape or a.size == 1 for a in arrays])
+
+
+def _getitem_vjp_each(
+    xp: Any, saved: tuple, dy: Any, need: tuple, axis: int, *, template: tuple, aligned: tuple = ()
+) -> tuple | None:
+    """Per-sample cotangents of a table of which whole rows are picked by one array of numbers."""
+    x, *arrays = saved
+    if template != (ARRAY, *(slice(None),) * (x.ndim - 1)) or not need[0]:
+        return None
+    ids = by_sample(arrays[0] % max(x.shape[0], 1), axis + x.ndim - 1, 0)
+    d = by_sample(dy, axis, 1)
+    (v, b), r, n = d.shape[:2], prod(ids.shape[1:]), prod(x.shape[1:])
+
+    def add_up(tall: Any, rows: Any, count: int) -> Any:
+        return scatter(rows, tall, template=(ARRAY, slice(None)), shape=(count, n))
+
+    return Gathered(ids.reshape((b, r)), d.reshape((v, b, r, n)), x.shape, add_up), *[None] * len(arrays)
 
 
 def _getitem_jvp(xp: Any, saved: tuple, dx: tuple, *, template: tuple, aligned: tuple = ()) -> Any:
@@ -169,7 +187,14 @@ def _result_axes(template: tuple, index_ndim: int) -> dict[Any, int]:
     return place
 
 
-_getitem = Op("getitem", forward=_getitem_forward, vjp=_getitem_vjp, jvp=_getitem_jvp, batch=_getitem_batch)
+_getitem = Op(
+    "getitem",
+    forward=_getitem_forward,
+    vjp=_getitem_vjp,
+    jvp=_getitem_jvp,
+    vjp_each=_getitem_vjp_each,
+    batch=_getitem_batch,
+)
 gather = Op("gather", forward=_gather_forward, vjp=_gather_vjp, jvp=_gather_jvp)
 scatter = Op("scatter", forward=_scatter_forward, vjp=_scatter_vjp, jvp=_scatter_jvp)
 

@@ -8,10 +8,10 @@ Saved are z or y, whichever act' needs. One op for product, bias and activation:
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 from ..jacobian.blocks import ByRules, Kronecker, RepeatedDiagonal, SharedDense
+from ..jacobian.factors import Outer, Rows, rows_by_sample
 from ..op import Op, describe, shape_of, total
 from ..trace import Namespace, Traced
 from .activations import ACTIVATIONS, activate, slope
@@ -24,7 +24,7 @@ def _finish(xp: Any, z: Any, b: Any, activation: str | None) -> tuple[Any, Any, 
     """(y, z or None, y or None): bias and activation applied to the product, in place where it is plain memory."""
     plain = type(xp) is not Namespace and type(b) is not Traced
     if b is not None:
-        z = xp.add(z, b, out=z) if plain and z.dtype == xp.result_type(z, b) else z + b
+        z = xp.add(z, b, out=z) if plain and (z.dtype == b.dtype or z.dtype == xp.result_type(z, b)) else z + b
     if activation is None:
         return z, None, None
     y = activate(xp, activation, z, reuse=plain)
@@ -73,25 +73,12 @@ def _lift_weight(xp: Any, dw: Any, ndim: int) -> Any:
     return xp.reshape(dw, (dw.shape[0], *(1,) * (ndim - 2), *dw.shape[1:]))
 
 
-def _vjp_each(xp: Any, saved: tuple, dy: Any, need: tuple, axis: int, *, activation: str | None) -> tuple | None:
-    """Per-sample cotangents of w and b: dw_b = x_bᵀ dz_b, one batched product (an outer product for x (B, K)).
-
-    The batch axis must be the first of x; rows of one sample are the axes behind it.
-    """
+def _vjp_each(xp: Any, saved: tuple, dy: Any, need: tuple, axis: int, *, activation: str | None) -> tuple:
+    """Per-sample cotangents of w and b: dw_b = Σ_r x_br dz_brᵀ and db_b = Σ_r dz_br over the rows of a sample."""
     x, w, _, z, y = saved
-    if axis != -x.ndim:
-        return None
-    dz = _dz(xp, dy, z, y, activation)
-    v, samples = dz.shape[:2]
-    each = prod(x.shape[1:-1])
-    rows = xp.reshape(dz, (v, samples, each, w.shape[1]))
-    dw = db = None
-    if need[1]:
-        xs = xp.reshape(x, (samples, each, x.shape[-1]))
-        dw = xp.swapaxes(xs, 1, 2) * rows if each == 1 else xp.matmul(xp.swapaxes(xs, 1, 2), rows)
-        dw = xp.reshape(dw, (v * samples, *w.shape))
-    if len(need) > 2 and need[2]:
-        db = xp.reshape(xp.sum(rows, axis=2), (v * samples, w.shape[1]))
+    rows = rows_by_sample(_dz(xp, dy, z, y, activation), axis, 1)
+    dw = Outer(rows_by_sample(x, axis, 0), rows) if need[1] else None
+    db = Rows(total(xp, rows, 2) if rows.shape[2] != 1 else rows[:, :, 0]) if len(need) > 2 and need[2] else None
     return (None, dw, db)[: len(need)]
 
 

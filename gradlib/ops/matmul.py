@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..jacobian.blocks import Kronecker, SharedDense
+from ..jacobian.factors import Outer, rows_by_sample
 from ..op import Op, describe, normalize_axis, shape_of, unbroadcast
 from ..trace import HANDLERS, lose_trace, module_of
 from .arithmetic import multiply
@@ -74,6 +75,14 @@ def weight_cotangent(xp: Any, a: Any, dy: Any) -> Any:
     return xp.matmul(at, dy.reshape((v, -1, m)))
 
 
+def _vjp_each(xp: Any, saved: tuple, dy: Any, need: tuple, axis: int) -> tuple | None:
+    """Per-sample cotangents of one matrix b for all samples: db = Σ_r a_r dy_rᵀ over the rows of a sample."""
+    a, b = saved
+    if not need[1] or b.ndim != 2:
+        return None
+    return None, Outer(rows_by_sample(a, axis, 0), rows_by_sample(dy, axis, 1))
+
+
 def _jvp(xp: Any, saved: tuple, dx: tuple) -> Any:
     (a, b), ndim = saved, max(saved[0].ndim, saved[1].ndim)
     total = None
@@ -104,7 +113,9 @@ def _block(xp: Any, saved: tuple, i: int) -> Any:
     return SharedDense(b, a.shape[:-1]) if i == 0 else Kronecker(a, b.shape[1])
 
 
-_matmul = Op("matmul", check=_check, forward=_forward, vjp=_vjp, jvp=_jvp, block=_block, batch=_batch)
+_matmul = Op(
+    "matmul", check=_check, forward=_forward, vjp=_vjp, jvp=_jvp, vjp_each=_vjp_each, block=_block, batch=_batch
+)
 
 
 def matmul(a: Any, b: Any) -> Any:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..jacobian.blocks import Diagonal
+from ..jacobian.blocks import Diagonal, Identity
+from ..jacobian.factors import Rows, by_sample
 from ..op import Op, check_broadcast, lift, shape_of, unbroadcast
 from ..trace import Namespace
 from .batching import elementwise_batch
@@ -41,15 +42,32 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
         return d * df(xp, *saved, **static)  # type: ignore[operator,misc]
 
     def vjp_one(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], **static: Any) -> tuple:
-        df = dfs[0]
-        return (dy * df(xp, *saved, **static) if callable(df) else scale(xp, 0, dy, saved, static),)
+        return (dy * formula(xp, *saved, **static) if formula else scale(xp, 0, dy, saved, static),)
 
-    def vjp_many(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], **static: Any) -> tuple:
+    def vjp_many(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], **static: Any) -> list:
+        dx: list[Any] = []
+        for i, df in enumerate(dfs):
+            if not need[i] or df is None:
+                dx.append(None)
+                continue
+            d, shape = scale(xp, i, dy, saved, static), shape_of(saved[i])
+            dx.append(d if d.shape[1:] == shape else unbroadcast(xp, d, shape))
+        return dx
+
+    def vjp_each(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], axis: int, **static: Any) -> tuple | None:
+        """Per-sample cotangents of parameters that broadcasting repeats for every sample."""
         dx: list[Any] = [None] * len(dfs)
         for i, n in enumerate(need):
+            shape = shape_of(saved[i])
+            at = max(len(shape) + axis, -1)
+            if n and at >= 0 and shape[at] != 1:
+                return None  # each sample meets a row of its own
             if n and dfs[i] is not None:
-                d, shape = scale(xp, i, dy, saved, static), shape_of(saved[i])
-                dx[i] = d if d.shape[1:] == shape else unbroadcast(xp, d, shape)
+                d = by_sample(scale(xp, i, dy, saved, static), axis, 1)
+                v, samples = d.shape[:2]
+                one = shape[: max(at, 0)] + shape[at + 1 :]  # without the batch axis, as d
+                d = unbroadcast(xp, d.reshape((v * samples, *d.shape[2:])), one)
+                dx[i] = Rows(d.reshape((v, samples, *shape)))
         return tuple(dx)
 
     def jvp(xp: Any, saved: tuple, dx: tuple, **static: Any) -> Any:
@@ -68,9 +86,12 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
         y = saved[-1]
         if shape_of(saved[i]) != y.shape:
             return None  # broadcast: no longer a diagonal
+        if dfs[i] == 1:
+            return Identity(y, y.shape)
         return Diagonal(scale(xp, i, xp.ones((1, *y.shape), y.dtype), saved, static)[0])
 
+    formula: Any = dfs[0] if callable(dfs[0]) else None
     vjp = vjp_one if len(dfs) == 1 else vjp_many
-    rules: dict[str, Any] = {"forward": forward, "vjp": vjp, "jvp": jvp, "block": block}
+    rules: dict[str, Any] = {"forward": forward, "vjp": vjp, "jvp": jvp, "block": block, "vjp_each": vjp_each}
     op = Op(name, **rules, batch=elementwise_batch, partials=dfs, module=module)
     return op

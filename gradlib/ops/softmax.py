@@ -6,6 +6,9 @@
 
 A row that is all -inf (everything masked) has softmax 0, log_softmax and logsumexp -inf; softmax and logsumexp have
 derivative 0 there, log_softmax passes dy.
+
+Masked and causal softmax is softmax over the entries that may be attended to, whatever the others hold, and 0 there:
+y_i = 0 makes dx_i = 0 and leaves dy_i out of the sum, so derivative and Jacobian are those of softmax.
 Source: Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp and softmax functions".
 """
 
@@ -19,7 +22,9 @@ import numpy as np
 
 from ..jacobian.blocks import DiagonalLowRank, RowGradient
 from ..op import Op, describe, normalize_axis, shape_of
-from .batching import reduction_batch, same_axes_batch
+from ..trace import module_of
+from .arithmetic import where
+from .batching import Mixed, elementwise_batch, reduction_batch, same_axes_batch
 from .nondiff import stopped
 
 SHORT = 32  # entries of a row that NumPy reduces faster as columns
@@ -73,6 +78,41 @@ def _softmax_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int) -> Any:
 
 def _softmax_block(xp: Any, saved: tuple, i: int, *, axis: int) -> Any:
     return DiagonalLowRank(saved[0], saved[0], saved[0], axis)
+
+
+def attended(xp: Any, shape: tuple[int, ...], mask: Any, causal: bool) -> Any:
+    """Bool array, broadcastable to x of `shape`, of what may be attended to; causal: j <= i + T_k - T_q."""
+    if not causal:
+        return mask
+    queries, keys = shape[-2:]
+    past = xp.arange(keys) <= xp.expand_dims(xp.arange(keys - queries, keys), 1)
+    return past if mask is None else xp.logical_and(mask, past)
+
+
+def _masked_softmax_forward(xp: Any, x: Any, mask: Any = None, *, axis: int, causal: bool) -> tuple:
+    return _softmax_forward(xp, xp.where(attended(xp, x.shape, mask, causal), x, -math.inf), axis=axis)
+
+
+def _masked_softmax_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: int, causal: bool) -> tuple:
+    return (_softmax_vjp(xp, saved, dy, need, axis=axis)[0] if need[0] else None, None)[: len(need)]
+
+
+def _masked_softmax_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int, causal: bool) -> Any:
+    return _softmax_jvp(xp, saved, dx, axis=axis)
+
+
+def _masked_softmax_block(xp: Any, saved: tuple, i: int, *, axis: int, causal: bool) -> Any:
+    return _softmax_block(xp, saved, i, axis=axis) if i == 0 else None
+
+
+def _masked_softmax_batch(tags: tuple, shapes: tuple, static: dict) -> Any:
+    """The samples' axis of logits and mask must be the same one, and not `axis`."""
+    tag = elementwise_batch(tags, shapes, static)
+    if type(tag) is Mixed:
+        return Mixed("softmax", tag.why)
+    if tag is not None and tag.axis == static["axis"] - len(shapes[0]):
+        return Mixed("softmax", "works along the batch axis")
+    return tag
 
 
 def _log_softmax_forward(xp: Any, x: Any, *, axis: int) -> tuple:
@@ -142,6 +182,14 @@ _softmax = Op(
     block=_softmax_block,
     batch=_axis_batch("softmax"),
 )
+_masked_softmax = Op(
+    "masked_softmax",
+    forward=_masked_softmax_forward,
+    vjp=_masked_softmax_vjp,
+    jvp=_masked_softmax_jvp,
+    block=_masked_softmax_block,
+    batch=_masked_softmax_batch,
+)
 _log_softmax = Op(
     "log_softmax",
     forward=_log_softmax_forward,
@@ -170,28 +218,62 @@ def _axis(name: str, x: Any, axis: int) -> int:
     return axis
 
 
-def softmax(x: Any, axis: int = -1) -> Any:
+def _check_mask(name: str, x: Any, axis: int, mask: Any, causal: bool) -> None:
+    if not isinstance(causal, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False as causal, got {describe(causal)}")
+    if causal and axis != x.ndim - 1:
+        raise ValueError(f"{name}: causal needs the last axis, got axis {axis} of {describe(x)}")
+    if causal and x.ndim < 2:
+        raise ValueError(f"{name}: causal needs two axes (T_q, T_k), got {describe(x)}")
+    if mask is None:
+        return
+    if getattr(mask, "dtype", None) != np.bool_:
+        raise TypeError(f"{name}: expected a mask of bools, True = attend, got {describe(mask)}")
+    lead, sizes = x.ndim - mask.ndim, mask.shape
+    if lead < 0 or any(m not in (1, n) for m, n in zip(sizes, x.shape[lead:], strict=True)):
+        raise ValueError(f"{name}: the mask must broadcast to x: {describe(mask)} and {describe(x)}")
+
+
+def softmax(x: Any, axis: int = -1, *, mask: Any = None, causal: bool = False) -> Any:
     """exp(x) / Σ exp(x) along `axis`. x: (..., C) floating point; the result has its shape and dtype.
 
-    A row that is all -inf gives 0. Raises TypeError for other dtypes, ValueError for an empty axis.
+    mask: bools that broadcast to x, True = attend; the sum is over those entries, the others are 0 and may hold any
+    number, NaN too. causal: the last two axes are (T_q, T_k), and query i attends to keys j <= i + T_k - T_q, besides
+    what the mask says. A row without any entry to attend to, or that is all -inf, gives 0 and has derivative 0.
+
+    Raises TypeError for other dtypes, ValueError for an empty axis, a mask that does not broadcast to x, and causal
+    along another axis than the last.
 
     >>> import gradlib as gl, numpy as np
     >>> gl.softmax(np.array([0.0, -np.inf, 0.0]))
     array([0.5, 0. , 0.5])
+    >>> gl.softmax(np.zeros((2, 2)), causal=True)
+    array([[1. , 0. ],
+           [0.5, 0.5]])
     """
-    return _softmax(x, axis=_axis("softmax", x, axis))
+    axis = _axis("softmax", x, axis)
+    _check_mask("softmax", x, axis, mask, causal)
+    if mask is None and not causal:
+        return _softmax(x, axis=axis)
+    return _masked_softmax(x, *(() if mask is None else (mask,)), axis=axis, causal=bool(causal))
 
 
-def log_softmax(x: Any, axis: int = -1) -> Any:
+def log_softmax(x: Any, axis: int = -1, *, mask: Any = None, causal: bool = False) -> Any:
     """x - log Σ exp(x) along `axis`. x: (..., C) floating point; the result has its shape and dtype.
 
-    Raises TypeError for other dtypes, ValueError for an empty axis.
+    mask, causal: as for `softmax`; what is not attended to gives -inf and has derivative 0. Raises as `softmax` does.
 
     >>> import gradlib as gl, numpy as np
     >>> gl.log_softmax(np.array([1e4, 0.0]))
     array([     0., -10000.])
     """
-    return _log_softmax(x, axis=_axis("log_softmax", x, axis))
+    axis = _axis("log_softmax", x, axis)
+    _check_mask("log_softmax", x, axis, mask, causal)
+    if mask is None and not causal:
+        return _log_softmax(x, axis=axis)
+    # the inner choice keeps masked entries out of the sum, the outer one their dy out of the derivative
+    keep = attended(module_of(x), x.shape, mask, causal)
+    return where(keep, _log_softmax(where(keep, x, -math.inf), axis=axis), -math.inf)
 
 
 def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Any:

@@ -1,0 +1,214 @@
+"""How a batched Jacobian is made of a recorded call: a chain of blocks by the planner, any other graph by sweeps.
+
+Plain arrays are written into the result, in pieces of the batch and of the stack that keep within the budget. Values
+of an outer transform cannot be written to: they are swept and joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import memory, tree
+from ..capture import recorded
+from ..device import array_module
+from ..trace import module_of, raw
+from .apart import Apart
+from .budget import Budget
+from .chain import plain_chain
+from .cost import Cost, apart_cost, graph_of, whole_costs
+from .dense_work import in_chunks
+from .execute import PIECE, spares_blas
+from .explain import Plan, plan_of_chain, plan_of_sweep, shapes_text
+from .function import CACHE, Work, is_concrete
+from .plan import links_of
+from .samples import pull_samples, push_samples, sample_units
+from .stream import Schedule, carry_out, held_bytes, schedule
+from .sweeps import Sweep, choose, chunks, parts, spans
+
+if TYPE_CHECKING:
+    from .batched import Batched
+
+
+class BatchedWork(Work):
+    """The Jacobian of every sample of one recorded call."""
+
+    def __init__(self, call: Batched, mode: str, budget: Budget, several: bool) -> None:
+        self.call, self.mode, self.budget, self.several = call, mode, budget, several
+        self.outs = [y.shape[1:] for y in call.outputs.values]
+        self.ins = [x.shape if shared else x.shape[1:] for x, shared in zip(call.leaves, call.shared, strict=True)]
+        self.n_outs, self.n_ins = ([prod(s) for s in shapes] for shapes in (self.outs, self.ins))
+        self.specs = [
+            ((call.samples, *y, *x), leaf.dtype, array_module(raw(leaf)))
+            for y in self.outs
+            for x, leaf in zip(self.ins, call.leaves, strict=True)
+        ]
+        self.concrete = is_concrete(call.trace, [*call.leaves, *call.outputs.values])
+        self.segments = plain_chain(call)
+
+    def rebuild(self, leaves: list[Any]) -> Any:
+        n = len(self.ins)
+        trees = [self.call.rebuild(leaves[i * n : i * n + n]) for i in range(len(self.outs))]
+        return tree.unflatten(self.call.outputs.structure, [tuple(t) if self.several else t[0] for t in trees])
+
+    # how it is made
+
+    @cached_property
+    def links(self) -> tuple:
+        return links_of(self.segments or ())
+
+    def scheduled(self, samples: int, limit: int) -> Schedule:
+        """The plan of a chain for that many samples."""
+        _, dtype, xp = self.specs[0]
+        held = held_bytes(self.segments or ())
+        limits = (limit - held, *((PIECE, CACHE) if xp is np else (limit, limit)))
+        plan = schedule(self.links, dtype.itemsize, self.mode, samples, limits, self.budget.chunk_size)
+        plan = plan._replace(peak=plan.peak + held)
+        count = "one sample" if plan.samples == 1 else f"{plan.samples} samples"
+        beside = f", beside the diagonals of all {self.call.samples}," if held else ""
+        self.budget.check(limit, plan.peak, f"one row of {count}{beside}")
+        return plan
+
+    def swept(self, limit: int) -> Sweep:
+        """The plan of a sweep."""
+        return choose(self.mode, self.costs(), self.budget, self.limits(limit), self.result_bytes(), self.call.samples)
+
+    def costs(self) -> dict[str, tuple[int, Cost]]:
+        """Direction -> (rows of the stack, what one takes)."""
+        call, graph = self.call, graph_of(self.call.trace)
+        ends, starts = tuple(s for s in call.outputs.slots if s is not None), tuple(call.slots)
+        if any(call.shared):
+            return {"rev": (sum(self.n_outs), apart_cost(graph, tuple(call.tags), ends, starts, call.samples))}
+        found = whole_costs(graph, starts, ends)
+        return {"rev": (sum(self.n_outs), found["rev"]), "fwd": (sum(self.n_ins), found["fwd"])}
+
+    # making it
+
+    def whole(self) -> list[Any]:
+        if self.segments is not None and not self.concrete:
+            return [self._captured_chain()]
+        if self.concrete:
+            out = self.empty()
+            self.write(out)
+            return out
+        sweep = self.swept(self.limit())
+        return self._joined_forward(sweep.rows) if sweep.mode == "fwd" else self._joined_reverse(sweep.rows)
+
+    def _captured_chain(self) -> Any:
+        """The Jacobian of a chain of values of gl.capture, recorded as one call."""
+        segments, (shape, dtype, _) = self.segments or [], self.specs[0]
+        plan = self.scheduled(self.call.samples, self.limit())
+
+        def compute(x: Any, *arrays: tuple) -> Any:
+            over = [s.with_arrays(a) for s, a in zip(segments, arrays, strict=True)]
+            result = memory.empty(module_of(x), (x.shape[0], over[-1].n_out, over[0].n_in), dtype)
+            carry_out(plan, over, x, result)
+            return result.reshape(shape)
+
+        return recorded(compute, self.call.leaves[0], *[s.arrays() for s in segments])
+
+    def write(self, out: list[Any]) -> None:
+        if out and self.call.samples:
+            self._write(out, slice(0, self.call.samples), self.limit())
+
+    def _by_chain(self, count: int) -> bool:
+        """Whether so many samples can be made by the chain: some segments take the whole batch alone."""
+        whole = count == self.call.samples
+        return self.segments is not None and (whole or not any(s.whole_batch for s in self.segments))
+
+    def _write(self, out: list[Any], at: slice, limit: int) -> None:
+        """Write the Jacobians of the samples `at` into out, arrays of that many samples."""
+        count = at.stop - at.start
+        if self._by_chain(count):
+            result = out[0].reshape((count, self.n_outs[0], self.n_ins[0]))
+            plan = self.scheduled(count, limit)
+            carry_out(plan, self.segments or [], self.call.leaves[0], result, at.start)
+            self.spares_blas = isinstance(result, np.ndarray) and spares_blas(plan.step, self.segments, count)
+            return
+        sweep = self.swept(limit)
+        (self._write_forward if sweep.mode == "fwd" else self._write_reverse)(out, at, sweep)
+
+    def _write_reverse(self, out: list[Any], at: slice, sweep: Sweep) -> None:
+        call, leaves = self.call, range(len(self.ins))
+        for start, stop in chunks(sum(self.n_outs), sweep.rows):
+            found = Apart(call, sample_units(call.outputs, start, stop, call.samples))
+            places = list(parts(start, stop, self.n_outs))
+            for a, b in chunks(at.stop - at.start, sweep.samples):
+                piece, views = slice(at.start + a, at.start + b), [self._views(out, i, r, a, b) for i, _, r in places]
+                if len(places) == 1:
+                    found.dense(leaves, piece, views[0])
+                    continue
+                stacks = found.dense(leaves, piece)
+                for (_, theirs, _), targets in zip(places, views, strict=True):
+                    for target, d in zip(targets, stacks, strict=True):
+                        target[...] = d[theirs]
+            del found  # before the next one is made
+
+    def _views(self, out: list[Any], i: int, rows: slice, a: int, b: int) -> list[Any]:
+        """Rows of output i of the samples a..b in the result, for each input: [V, B, *x]."""
+        n = len(self.ins)
+        shapes = [(t.shape[0], self.n_outs[i], *x) for t, x in zip(out[i * n : i * n + n], self.ins, strict=True)]
+        return [t.reshape(s)[a:b, rows].swapaxes(0, 1) for t, s in zip(out[i * n : i * n + n], shapes, strict=True)]
+
+    def _write_forward(self, out: list[Any], at: slice, sweep: Sweep) -> None:
+        call, n, count = self.call, len(self.ins), at.stop - at.start
+        for start, stop in chunks(sum(self.n_ins), sweep.rows):
+            stacks: Any = push_samples(call, start, stop)
+            for j, theirs, ours in parts(start, stop, self.n_ins):
+                for i, d in enumerate(stacks):
+                    columns = d[theirs, at].reshape((theirs.stop - theirs.start, count, self.n_outs[i]))
+                    target = out[i * n + j].reshape((count, self.n_outs[i], self.n_ins[j]))
+                    target[:, :, ours] = module_of(d).moveaxis(columns, 0, -1)
+            stacks = d = columns = None  # before the next ones are made
+
+    def _joined_reverse(self, rows: int) -> list[Any]:
+        call = self.call
+        stacks = in_chunks(
+            sum(self.n_outs), rows, lambda a, b: pull_samples(call, sample_units(call.outputs, a, b, call.samples))
+        )
+        found = []
+        for i, at in spans(self.n_outs):
+            for d in stacks:
+                xp = module_of(d)
+                moved = xp.ascontiguousarray(xp.moveaxis(d[at], 0, 1))
+                found.append(moved.reshape((call.samples, *self.outs[i], *moved.shape[2:])))
+        return found
+
+    def _joined_forward(self, rows: int) -> list[Any]:
+        found = []
+        for d in in_chunks(sum(self.n_ins), rows, lambda a, b: push_samples(self.call, a, b)):
+            xp = module_of(d)
+            for j, at in spans(self.n_ins):
+                part = xp.ascontiguousarray(xp.moveaxis(d[at], 0, -1))
+                found.append(part.reshape((*part.shape[:-1], *self.ins[j])))
+        return found
+
+    def pieces(self) -> Iterator[tuple[slice, Any]]:
+        samples, limit = self.call.samples, self.piece_limit()
+        one = max(self.result_bytes() // max(samples, 1), 1)
+        count = max(1, min(samples, limit // 2 // one))
+        left = limit - count * one
+        (self.scheduled(count, left) if self._by_chain(count) else self.swept(left))  # errors come now
+
+        def made() -> Iterator[tuple[slice, Any]]:
+            for start, stop in chunks(samples, count):
+                out = [xp.empty((stop - start, *shape[1:]), dtype) for shape, dtype, xp in self.specs]
+                self._write(out, slice(start, stop), left)
+                yield slice(start, stop), self.rebuild(out)
+
+        return made()
+
+    # saying it
+
+    def plan(self) -> Plan:
+        samples, limit = self.call.samples, self.limit()
+        title = f"{samples} samples, {shapes_text(self.ins)} -> {shapes_text(self.outs)}: {self.result_text()}"
+        if self.segments is None:
+            return plan_of_sweep(self.swept(limit), self.call.trace, limit, samples, title)
+        return plan_of_chain(
+            self.links, self.scheduled(samples, limit), self.mode, limit, samples, self.specs[0][1], title
+        )

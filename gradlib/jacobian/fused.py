@@ -1,0 +1,104 @@
+"""Small layers multiplied by the compiled loop of ``gradlib.kernels.small_products`` instead of by NumPy and BLAS.
+
+The NumPy rule of ``chain.LinearSegment`` stays the specification; results agree to rounding. A column that is zero in
+all rows of a sample is left out, as half of them are behind a ReLU. That is exact, because matrices with an inf or nan
+are left to the rule (0 · inf is nan), and a column that holds a nan is not zero.
+
+Numba compiles the loops when they are first used, in about a second, and keeps them on disk; a process that uses them
+then spends half a second on loading numba.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from .chain import LinearSegment, RowSegment, Segment
+
+LARGEST = 1 << 16  # entries of a matrix that still pays: 256 x 256; beyond, BLAS's blocks of the cache win
+NARROWEST = 64  # bytes of a row of the result: the loop's tile
+WORTH = 1 << 16  # entries of the largest block in all samples together, below which numba is not even loaded
+TYPES = (np.float32, np.float64)
+
+
+class LoopSegment(LinearSegment):
+    """A LinearSegment whose matrix is laid out for the loop."""
+
+    def __init__(self, plain: LinearSegment) -> None:
+        self.__dict__.update(plain.__dict__)
+        self.w = np.ascontiguousarray(plain.w)
+
+    @cached_property
+    def turned(self) -> np.ndarray:
+        return np.ascontiguousarray(self.w.T)
+
+    def _scaled(self, w: Any, at: slice, like: Any, d: Any, out: Any) -> Any:
+        if d is not None:
+            return np.multiply(w, d, out=out)
+        samples = len(range(*at.indices(self.samples)))  # one matrix seen by all, quicker than by np.broadcast_to
+        return np.ndarray((samples, *w.shape), w.dtype, self.w, 0, (0, *w.strides))
+
+    def back(self, m: Any, at: slice, out: Any = None) -> Any:
+        if not _takes(m, self.turned):
+            return super().back(m, at, out)
+        return self._loop(m, None if self.d is None else self.d[at], self.turned, out)
+
+    def ahead(self, m: Any, at: slice, out: Any = None) -> Any:
+        if not _takes(m, self.w):
+            return super().ahead(m, at, out)
+        y = self._loop(m, None, self.w, out)
+        return y if self.d is None else np.multiply(y, self.d[at, None, :], out=y)
+
+    def _loop(self, m: Any, d: Any, w: Any, out: Any) -> Any:
+        """(m * d) @ w, (B, V, K)."""
+        from ..kernels.small_products import product
+
+        if out is None or not out.flags.c_contiguous:
+            out = np.empty((*m.shape[:2], w.shape[1]), w.dtype)
+        rows = m if m.strides[0] else m[:1]  # one for all samples
+        d = _ones(len(w), w.dtype) if d is None else np.ascontiguousarray(d, w.dtype)
+        product(np.ascontiguousarray(rows, w.dtype), d, w, out)
+        return out
+
+
+class LoopRowSegment(RowSegment):
+    """A RowSegment whose Jacobian is written down by the loop, each entry once."""
+
+    def __init__(self, plain: RowSegment) -> None:
+        self.__dict__.update(plain.__dict__)
+
+    def dense(self, at: slice, like: Any, out: Any = None) -> Any:
+        from ..kernels.small_products import outer
+
+        block, dtype = self.block, like.dtype
+        if out is None or not out.flags.c_contiguous:
+            out = np.empty((len(block.u[at]), self.n_in, self.n_in), dtype)
+        outer(-block.u[at], *(np.ascontiguousarray(a[at], dtype) for a in (block.v, block.d)), out)
+        return out
+
+
+@lru_cache
+def _ones(n: int, dtype: Any) -> np.ndarray:
+    return np.ones((1, n), dtype)
+
+
+def _takes(m: Any, w: Any) -> bool:
+    return m.shape[0] > 0 and m.shape[1] > 1 and w.shape[1] * w.itemsize >= NARROWEST
+
+
+def looped(segments: Sequence[Segment], like: Any) -> list[Segment]:
+    """The segments of a chain on NumPy arrays like x (B, *in), those that the loops are faster for replaced."""
+    if like.dtype not in TYPES or len(like) * max(s.n_in * s.n_out for s in segments) < WORTH:
+        return list(segments)
+    return [_looped(s, like.dtype) for s in segments]
+
+
+def _looped(s: Segment, dtype: Any) -> Segment:
+    if isinstance(s, LinearSegment) and s.rows == 1 and s.w.dtype == dtype and s.w.size <= LARGEST:
+        return LoopSegment(s) if np.logical_and.reduce(np.isfinite(s.w), axis=None) else s
+    if isinstance(s, RowSegment) and len(s.x) == 1 and s.block.u.dtype == dtype:
+        return LoopRowSegment(s)
+    return s

@@ -1,0 +1,116 @@
+"""embedding: rows of a table by index, and its transpose, the sum of rows by index.
+
+    y[..., :] = table[ids[...], :]        dtable[k, :] = Σ dy[j, :] over the places j with ids[j] = k
+
+As a matrix, y = S table with one 1 a row of S: the sparse products of `csr` are its derivatives, and each other's, at
+any order. Rows of equal ids are added in the order of the ids, so results are bit-identical from run to run.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import prod
+from typing import Any
+
+from ..capture import effect
+from ..jacobian.blocks import ByRules
+from ..jacobian.factors import Gathered, by_sample
+from ..op import Op, describe, shape_of
+from ..trace import Namespace, Traced
+from .batching import Mixed, Tag
+from .csr import stacked_transposed
+
+
+def _forward(xp: Any, ids: Any, table: Any) -> tuple:
+    y = _embedding(ids, table) if type(xp) is Namespace else table[ids]  # traced: recorded one level down as itself
+    return y, (ids, table)
+
+
+def _summed(xp: Any, ids: Any, dy: Any, rows: int) -> Any:
+    """Rows of a stack dy [V, *ids, D] added up by id: [V, rows, D]."""
+    n, width = ids.size, dy.shape[-1]
+    ones, starts = xp.ones(n, dy.dtype), xp.arange(n + 1)
+    return stacked_transposed(xp, ones, ids.reshape(-1), starts, xp.reshape(dy, (dy.shape[0], n, width)), rows)
+
+
+def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple) -> tuple:
+    ids, table = saved
+    return None, _summed(xp, ids, dy, table.shape[0]) if need[1] else None
+
+
+def _jvp(xp: Any, saved: tuple, dx: tuple) -> Any:
+    return dx[1][:, saved[0]]
+
+
+def _vjp_each(xp: Any, saved: tuple, dy: Any, need: tuple, axis: int) -> tuple:
+    """Per-sample cotangents of the table: those of the rows that a sample picked, with their ids."""
+    ids, table = saved
+    ids, d = by_sample(ids, axis + 1, 0), by_sample(dy, axis, 1)
+    (v, b), r = d.shape[:2], prod(ids.shape[1:])
+
+    def add_up(tall: Any, rows: Any, count: int) -> Any:
+        return _summed(xp, tall, rows, count)
+
+    return None, Gathered(ids.reshape((b, r)), d.reshape((v, b, r, table.shape[1])), table.shape, add_up)
+
+
+def _block(xp: Any, saved: tuple, i: int) -> Any:
+    ids, table = saved
+    if i == 0:
+        return None
+    shapes = table.shape, (*ids.shape, table.shape[1])
+    return ByRules(
+        table, shapes, lambda dy: _vjp(xp, saved, dy, (False, True))[1], lambda dx: _jvp(xp, saved, (None, dx))
+    )
+
+
+def _batch(tags: tuple, shapes: tuple, static: dict) -> Any:
+    if tags[1]:
+        return Mixed("embedding", "takes a table that differs between samples; index it with np.take_along_axis")
+    return Tag(tags[0].axis - 1, tags[0].rows)
+
+
+_embedding = Op("embedding", forward=_forward, vjp=_vjp, jvp=_jvp, vjp_each=_vjp_each, block=_block, batch=_batch)
+
+
+def _check(ids: Any, table: Any) -> None:
+    if not hasattr(ids, "dtype") or ids.dtype.kind not in "iu":
+        raise TypeError(f"embedding: expected an integer array as ids, got {describe(ids)}")
+    if not hasattr(table, "dtype") or table.dtype.kind != "f":
+        raise TypeError(f"embedding: expected a floating-point table, got {describe(table)}")
+    if len(shape_of(table)) != 2:
+        raise ValueError(f"embedding: expected a table of shape (K, D), got {describe(table)}")
+    while type(ids) is Traced and ids.owner.unit is None:  # a capture's trace stays: each replay checks its own ids
+        ids = ids.value
+    effect(partial(_check_range, rows=table.shape[0]), ids)
+
+
+def _check_range(ids: Any, rows: int) -> None:
+    """On the GPU too, since a wrong id would read outside the table."""
+    if not ids.size:
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= rows:
+        raise IndexError(f"embedding: id {low if low < 0 else high} is out of range for a table of {rows} rows")
+
+
+def embedding(ids: Any, table: Any) -> Any:
+    """table[ids]: the rows of a table of K vectors at integer ids.
+
+    ids: integers in [0, K), any shape (...). table: (K, D) floating point. Returns (..., D), of the table's dtype.
+    Negative ids are errors, as in torch; the table's gradient is dense, (K, D).
+
+    Raises TypeError for other dtypes, ValueError for a table that is no matrix, IndexError for ids out of range.
+
+    >>> import gradlib as gl, numpy as np
+    >>> table = np.array([[0.0, 1.0], [2.0, 3.0]])
+    >>> gl.embedding(np.array([1, 1, 0]), table)
+    array([[2., 3.],
+           [2., 3.],
+           [0., 1.]])
+    >>> gl.grad(lambda table: np.sum(gl.embedding(np.array([1, 1, 0]), table)))(table)
+    array([[1., 1.],
+           [2., 2.]])
+    """
+    _check(ids, table)
+    return _embedding(ids, table)

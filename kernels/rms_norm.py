@@ -1,0 +1,41 @@
+"""rms_norm over the last axis, its derivatives, those of its weight, and its Jacobian.
+
+    r = 1 / sqrt(mean x^2 + eps), h = x r, y = h w
+    dx = r (t - h mean(t h)), t = dy w      dw = sum of dy h over rows      J_ij = w_i r (delta_ij - h_i h_j / n)
+
+Access: rows in registers, each number read and written once (`norm_rows`, `norm_streams`); parameter gradients by
+blocks that stay, in the pass that writes dx (`norm_sums`). The Jacobian is written at the cost of its own size.
+"""
+
+from . import norms
+from .launch import Kernel
+
+
+def _forward(xp, x, w=None, *, eps):
+    if not norms.serves(x, w):
+        return NotImplemented
+    y, _, r = norms.forward(xp, "rms_norm", x, w, None, eps)
+    return y, (x, r, w)
+
+
+def _vjp(xp, saved, dy, need, *, eps):
+    x, r, w = saved
+    if not norms.serves(x, r, w, dy):
+        return NotImplemented
+    return tuple(norms.cotangents(xp, "rms_norm", x, None, r, w, dy, need))
+
+
+def _jvp(xp, saved, dx, *, eps):
+    x, r, w = saved
+    if not norms.serves(x, r, w, *dx):
+        return NotImplemented
+    return norms.derivative(xp, "rms_norm", "jvp", x, None, r, w, *dx)
+
+
+def _jacobian(xp, saved, *, eps):
+    """dense (..., D, D)."""
+    x, r, w = saved
+    return norms.jacobian(xp, "rms_norm", x, None, r, w) if norms.serves(x, r, w) else NotImplemented
+
+
+rms_norm = Kernel(_forward, _vjp, _jvp, _jacobian)

@@ -1,0 +1,264 @@
+"""The kernels of masked and causal softmax over rows, held in registers by a group of lanes or streamed by a block.
+
+What may not be attended to is never read: a causal row (query i of T_q, T_k keys) ends at key i + T_k - T_q, and a tile
+of 16 bytes whose bits of the mask are all 0 is skipped, which is what padding is made of. The result is written whole,
+0 where masked. The mask has a byte an entry (0 or 1) and is read four at a time, as words of 32 bits; its rows are
+padded to whole words. It is not repeated in memory where it is broadcast: row r of x = (outer, repeated, inner) takes
+row (outer, inner) of the mask. A row without any entry to attend to has sum 0, and 1/0 is replaced by 0.
+"""
+
+from .intrinsics import (
+    INFINITY,
+    cuda,
+    device,
+    divide,
+    int32,
+    int64,
+    math,
+    pointer,
+    quotient,
+    reductions,
+    row_access,
+    tile_access,
+    uint32,
+)
+from .launch import cuda_kernel, vector_width
+from .softmax_rows import finite_shift
+
+# (lanes that share a row, elements each holds): a row takes the first shape it fits in, or a whole block.
+GROUPS = ((8, 4), (32, 4), (32, 16))
+
+
+@device
+def _keys_of(row, n, queries, causal):
+    """How many keys of the row, from the first, causality lets it attend to; 0 or less where none."""
+    if not causal:
+        return n
+    i = row - quotient(row, queries) * queries
+    return i + int32(1) + n - queries
+
+
+@device
+def _words_of(row, n, repeated, inner, has_mask):
+    """Where the row's words of the mask start: (row // (repeated inner)) inner + row % inner, of the mask's rows."""
+    if not has_mask:
+        return int64(0)
+    outer = quotient(row, repeated * inner)
+    words = (n + int32(3)) >> int32(2)
+    return (int64(outer) * inner + (row - quotient(row, inner) * inner)) * words
+
+
+def _bits(W):
+    """-> device function: the bytes of the tile of W entries from j on, one a byte from the lowest on."""
+    chosen = 0x01010101 if W == 4 else 0x0101
+
+    @device
+    def bits(mask, words, j, has_mask):
+        if not has_mask:
+            return uint32(chosen)
+        word = mask[words + int64(j >> int32(2))]
+        return uint32((word >> uint32((j & int32(2)) * int32(8))) & uint32(chosen))
+
+    return bits
+
+
+@cuda_kernel(variants=GROUPS, vector=lambda *key: True)
+def held_attended(T, L, R):
+    """y = softmax of x over the entries to attend to, rows of n <= L * R elements, a group of L lanes a row."""
+    add, largest = reductions(T, L)
+    finite = finite_shift(T)
+    W = vector_width(T)
+    bits = _bits(W)
+    TILES = R // W
+    load, _ = tile_access(T, W)
+    _, store = row_access(T, L, R)
+
+    def body(
+        x: pointer(T),
+        mask: pointer(uint32),
+        y: pointer(T),
+        rows: int32,
+        n: int32,
+        queries: int32,
+        repeated: int32,
+        inner: int32,
+        causal: int32,
+        has_mask: int32,
+        wide: int32,
+    ):
+        thread = int64(cuda.blockIdx.x) * int64(cuda.blockDim.x) + int64(cuda.threadIdx.x)
+        row, lane = int32(thread // L), int32(thread % L)
+        mine, keys, words = int32(0), int32(0), int64(0)
+        if row < rows:
+            mine = n
+            keys = _keys_of(row, n, queries, causal)
+            words = _words_of(row, n, repeated, inner, has_mask)
+        base = int64(row) * n
+        held = cuda.local.array(R, T)
+        seen = cuda.local.array(TILES, uint32)
+        for r in range(TILES):
+            j = (r * int32(L) + lane) * int32(W)
+            seen[r] = bits(mask, words, j, has_mask) if j < keys else uint32(0)
+        for k in range(R):
+            held[k] = T(-INFINITY)
+        for r in range(TILES):
+            if seen[r] != uint32(0):
+                load(x, base + (r * int32(L) + lane) * int32(W), base + keys, held, r * W, wide)
+        m, s = T(-INFINITY), T(0)
+        for k in range(R):
+            shown = (seen[k // W] >> uint32(8 * (k % W))) & uint32(1)
+            held[k] = held[k] if shown != uint32(0) else T(-INFINITY)
+            m = held[k] if held[k] > m else m
+        m = finite(largest(m))
+        for k in range(R):
+            held[k] = math.exp(held[k] - m)
+            s += held[k]
+        s = add(s)
+        scale = divide(T(1), s) if s != T(0) else T(0)
+        for k in range(R):
+            held[k] = held[k] * scale
+        store(y, base, mine, lane, held, wide)
+
+    return body
+
+
+@cuda_kernel(vector=lambda *key: True)
+def streamed_attended(T):
+    """The same for long rows, a block a row: maximum and sum in one pass, y in a second."""
+    add, largest = reductions(T, None)
+    finite = finite_shift(T)
+    W = vector_width(T)
+    bits = _bits(W)
+    load, store = tile_access(T, W)
+
+    @device
+    def read(x, mask, base, words, j, keys, tile, has_mask, wide):
+        seen = bits(mask, words, j, has_mask) if j < keys else uint32(0)
+        for k in range(W):
+            tile[k] = T(-INFINITY)
+        if seen != uint32(0):
+            load(x, base + j, base + keys, tile, 0, wide)
+        for k in range(W):
+            shown = (seen >> uint32(8 * k)) & uint32(1)
+            tile[k] = tile[k] if shown != uint32(0) else T(-INFINITY)
+
+    def body(
+        x: pointer(T),
+        mask: pointer(uint32),
+        y: pointer(T),
+        n: int32,
+        queries: int32,
+        repeated: int32,
+        inner: int32,
+        causal: int32,
+        has_mask: int32,
+        wide: int32,
+    ):
+        row, first = int32(cuda.blockIdx.x), int32(cuda.threadIdx.x) * int32(W)
+        keys = _keys_of(row, n, queries, causal)
+        words = _words_of(row, n, repeated, inner, has_mask)
+        base = int64(row) * n
+        tile = cuda.local.array(W, T)
+        m, s = T(-INFINITY), T(0)
+        j = first
+        while j < keys:
+            read(x, mask, base, words, j, keys, tile, has_mask, wide)
+            top = m
+            for k in range(W):
+                top = tile[k] if tile[k] > top else top
+            s *= math.exp(m - finite(top))
+            m = top
+            for k in range(W):
+                s += math.exp(tile[k] - finite(top))
+            j += int32(cuda.blockDim.x) * int32(W)
+        top = finite(largest(m))
+        s = add(s * math.exp(m - top))
+        scale = divide(T(1), s) if s != T(0) else T(0)
+        j = first
+        while j < n:
+            read(x, mask, base, words, j, keys, tile, has_mask, wide)
+            for k in range(W):
+                tile[k] = math.exp(tile[k] - top) * scale
+            store(y, base + j, base + n, tile, 0, wide)
+            j += int32(cuda.blockDim.x) * int32(W)
+
+    return body
+
+
+@cuda_kernel(variants=GROUPS, vector=lambda *key: True)
+def held_attended_derivative(T, L, R):
+    """out[v] = y (d[v] - sum d[v] y), v < V, for causal rows: y and d are read up to the row's last key."""
+    add, _ = reductions(T, L)
+    load, store = row_access(T, L, R)
+
+    def body(
+        y: pointer(T), d: pointer(T), out: pointer(T), rows: int32, n: int32, queries: int32, V: int64, wide: int32
+    ):
+        thread = int64(cuda.blockIdx.x) * int64(cuda.blockDim.x) + int64(cuda.threadIdx.x)
+        row, lane = int32(thread // L), int32(thread % L)
+        mine, keys = int32(0), int32(0)
+        if row < rows:
+            mine, keys = n, _keys_of(row, n, queries, int32(1))
+        p, held = cuda.local.array(R, T), cuda.local.array(R, T)
+        base = int64(row) * n
+        for k in range(R):
+            p[k] = T(0)
+        load(y, base, keys, lane, p, wide)
+        v = int64(cuda.blockIdx.y)
+        while v < V:
+            base = (v * rows + row) * n
+            s = T(0)
+            for k in range(R):
+                held[k] = T(0)
+            load(d, base, keys, lane, held, wide)
+            for k in range(R):
+                s += p[k] * held[k]
+            s = add(s)
+            for k in range(R):
+                held[k] = p[k] * (held[k] - s)
+            store(out, base, mine, lane, held, wide)
+            v += int64(cuda.gridDim.y)
+
+    return body
+
+
+@cuda_kernel(vector=lambda *key: True)
+def streamed_attended_derivative(T):
+    """The same for long rows, a block a row: the sum in one pass, the result in a second."""
+    add, _ = reductions(T, None)
+    W = vector_width(T)
+    load, store = tile_access(T, W)
+
+    def body(
+        y: pointer(T), d: pointer(T), out: pointer(T), rows: int32, n: int32, queries: int32, V: int64, wide: int32
+    ):
+        row, first = int32(cuda.blockIdx.x), int32(cuda.threadIdx.x) * int32(W)
+        keys = _keys_of(row, n, queries, int32(1))
+        base = int64(row) * n
+        p, tile = cuda.local.array(W, T), cuda.local.array(W, T)
+        v = int64(cuda.blockIdx.y)
+        while v < V:
+            there, s = (v * rows + row) * n, T(0)
+            j = first
+            while j < keys:
+                for k in range(W):
+                    p[k], tile[k] = T(0), T(0)
+                load(y, base + j, base + keys, p, 0, wide)
+                load(d, there + j, there + keys, tile, 0, wide)
+                for k in range(W):
+                    s += p[k] * tile[k]
+                j += int32(cuda.blockDim.x) * int32(W)
+            s = add(s)
+            j = first
+            while j < n:
+                for k in range(W):
+                    p[k], tile[k] = T(0), T(0)
+                load(y, base + j, base + keys, p, 0, wide)
+                load(d, there + j, there + keys, tile, 0, wide)
+                for k in range(W):
+                    tile[k] = p[k] * (tile[k] - s)
+                store(out, there + j, there + n, tile, 0, wide)
+                j += int32(cuda.blockDim.x) * int32(W)
+            v += int64(cuda.gridDim.y)
+
+    return body

@@ -1,0 +1,190 @@
+"""The compiled loops for small layers against the NumPy rule, which is the specification."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import gradlib as gl
+from gradlib.jacobian import execute, fused
+from gradlib.kernels import small_products
+
+RNG = np.random.default_rng(0)
+DTYPES = [np.float32, np.float64]
+
+
+@pytest.fixture(autouse=True)
+def small_batches_too(monkeypatch):
+    monkeypatch.setattr(fused, "WORTH", 0)
+
+
+def rounding(dtype):
+    return 3e-5 if dtype == np.float32 else 1e-12
+
+
+def by_rule(monkeypatch, f, x, **options):
+    """The Jacobian without the loops."""
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "looped", lambda segments, like: segments)
+        return gl.batch_jacobian(f, **options)(x)
+
+
+def close(got, want, dtype):
+    assert got.dtype == want.dtype == dtype and got.shape == want.shape and got.flags.c_contiguous
+    np.testing.assert_allclose(
+        got, want, rtol=rounding(dtype), atol=rounding(dtype) * (np.abs(want).max(initial=0) + 1)
+    )
+
+
+def network(widths, activations, dtype, rng=RNG):
+    ws = [(rng.standard_normal((a, b)) / a**0.5).astype(dtype) for a, b in itertools.pairwise(widths)]
+
+    def f(x):
+        for w, name in zip(ws, activations, strict=True):
+            x = gl.softmax(x @ w) if name == "softmax" else gl.linear(x, w, activation=name)
+        return x
+
+    return f, ws
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stack", [*range(1, 13), 23])
+def test_products_of_every_tile(stack, dtype):
+    for inner, width in itertools.product((0, 1, 7, 40), (16, 17, 33, 100)):
+        m = RNG.standard_normal((3, stack, inner)).astype(dtype)
+        d = (RNG.standard_normal((3, inner)) * (RNG.random((3, inner)) > 0.5)).astype(dtype)
+        w = RNG.standard_normal((inner, width)).astype(dtype)
+        out = np.full((3, stack, width), np.nan, dtype)
+        small_products.product(m, d, w, out)
+        want = (m.astype(float) * d[:, None]) @ w.astype(float)
+        np.testing.assert_allclose(out, want, rtol=rounding(dtype), atol=20 * rounding(dtype))
+        small_products.product(m[:1], np.ones((1, inner), dtype), w, out)  # one for all samples
+        np.testing.assert_allclose(out, np.repeat(m[:1].astype(float) @ w, 3, 0), atol=20 * rounding(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_outer_products(dtype):
+    u, v, d = (RNG.standard_normal((4, n)).astype(dtype) for n in (5, 5, 5))
+    out = np.full((4, 5, 5), np.nan, dtype)
+    small_products.outer(u, v, d, out)
+    want = u[:, :, None] * v[:, None, :]
+    np.testing.assert_allclose(out, want + np.eye(5, dtype=dtype) * d[:, :, None], rtol=rounding(dtype))
+    wide, out = RNG.standard_normal((4, 9)).astype(dtype), np.empty((4, 5, 9), dtype)
+    small_products.outer(u, wide, None, out)
+    np.testing.assert_array_equal(out, u[:, :, None] * wide[:, None, :])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_chains_agree_with_the_rule(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    dtype = DTYPES[seed % 2]
+    depth, samples = int(rng.integers(1, 5)), int(rng.integers(1, 40))
+    widths = [int(rng.integers(1, 70)) for _ in range(depth + 1)]
+    names = [rng.choice(["relu", "tanh", "silu", "softmax", None]) for _ in range(depth)]
+    f, _ = network(widths, names, dtype, rng)
+    x = rng.standard_normal((samples, 2 * widths[0])).astype(dtype)[:, ::2]  # not contiguous
+    for mode in ("auto", "rev", "fwd"):
+        close(gl.batch_jacobian(f, mode=mode)(x), by_rule(monkeypatch, f, x, mode=mode), dtype)
+
+
+@pytest.mark.parametrize("widths", [(100, 10), (20, 1), (1, 20), (3, 2, 3), (40, 30, 20, 17), (17, 64, 2)])
+@pytest.mark.parametrize("samples", [0, 1, 9])
+def test_shapes(widths, samples, monkeypatch):
+    f, _ = network(widths, ["relu"] * (len(widths) - 2) + [None], np.float32)
+    x = RNG.standard_normal((samples, widths[0])).astype(np.float32)
+    close(gl.batch_jacobian(f)(x), by_rule(monkeypatch, f, x), np.float32)
+
+
+def test_the_loops_are_used(monkeypatch):
+    """By their rule: small finite matrices, one row a sample, a stack of at least 2, columns that fill a tile."""
+    calls = []
+    monkeypatch.setattr(small_products, "product", lambda m, d, w, out: calls.append(w.shape) or out.fill(0))
+
+    def used(f, x, **options):
+        calls.clear()
+        gl.batch_jacobian(f, mode="rev")(x)
+        return list(calls)
+
+    x = RNG.standard_normal((5, 50)).astype(np.float32)
+    f, ws = network((50, 40, 30, 4), ["relu", "relu", None], np.float32)
+    assert used(f, x) == [(30, 40), (40, 50)]
+    assert used(network((50, 40, 1), ["relu", None], np.float32)[0], x) == []  # a gradient
+    assert used(network((3, 40, 4), ["relu", None], np.float32)[0], x[:, :3]) == []  # 3 inputs
+    assert used(network((50, 2000, 4), ["relu", None], np.float32)[0], x) == []  # 100,000 entries
+    assert used(f, x.astype(np.float64)) == []  # matrices of another dtype
+    ws[0][3, 4] = np.inf
+    with np.errstate(invalid="ignore"):
+        assert used(f, x) == [(30, 40)]
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("layer", range(3))
+def test_inf_and_nan_come_out_as_the_rule_gives_them(value, layer, monkeypatch):
+    """A masked column times inf is nan: leaving columns out must not hide it."""
+    f, ws = network((40, 30, 20, 5), ["relu", "relu", None], np.float32)
+    x = RNG.standard_normal((6, 40)).astype(np.float32)
+    ws[layer][2, 3] = value
+    with np.errstate(all="ignore"):
+        got, want = gl.batch_jacobian(f)(x), by_rule(monkeypatch, f, x)
+    assert not np.isfinite(want).all()
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_an_overflow_behind_a_mask(monkeypatch):
+    """Finite matrices whose product overflows: inf times a mask's 0 is nan, in both."""
+    w, b = np.full((16, 16), 1e20, np.float32), RNG.standard_normal(16).astype(np.float32)
+
+    def f(x):
+        for _ in range(3):
+            x = gl.linear(x, w, b, activation="relu")
+        return x
+
+    x = np.zeros((3, 16), np.float32)
+    with np.errstate(all="ignore"):
+        got, want = gl.batch_jacobian(f)(x), by_rule(monkeypatch, f, x)
+    assert np.isnan(want).any()
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", None])
+def test_neither_pieces_nor_threads_change_a_bit(activation, monkeypatch):
+    f, _ = network((40, 30, 20, 5), [activation] * 2 + [None], np.float32)
+    x = RNG.standard_normal((333, 40)).astype(np.float32)
+    whole = gl.batch_jacobian(f)(x)
+    monkeypatch.setattr(execute, "CACHE", 1 << 12)
+    np.testing.assert_array_equal(gl.batch_jacobian(f)(x), whole)
+    monkeypatch.setattr(execute, "HAND_OVER", 0)
+    monkeypatch.setattr(execute, "cores", lambda: 3)
+    jacobian = gl.batch_jacobian(f)
+    for _ in range(3):
+        np.testing.assert_array_equal(jacobian(x), whole)
+
+
+def test_the_matrices_stay_as_they_are():
+    f, ws = network((40, 30, 20), ["relu", None], np.float32)
+    before = [w.copy() for w in ws]
+    x = RNG.standard_normal((9, 40)).astype(np.float32)
+    kept = x.copy()
+    gl.batch_jacobian(f)(x)
+    for a, b in zip([x, *ws], [kept, *before], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_capture_replays_new_values():
+    """What the loops lay out once belongs to one call."""
+    _, ws = network((40, 30, 20), ["relu", None], np.float32)
+    jacobian = gl.capture(lambda ws, x: gl.batch_jacobian(lambda x: gl.relu(x @ ws[0]) @ ws[1])(x))
+    x = RNG.standard_normal((9, 40)).astype(np.float32)
+    jacobian(ws, x)
+    new = [2 * w[::-1].copy() for w in ws]
+    want = np.einsum("ho,bh,ih->boi", new[1], (x @ new[0]) > 0, new[0])
+    np.testing.assert_allclose(jacobian(new, x), want, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_and_small_batches_are_left_to_the_rule(monkeypatch):
+    assert fused.looped([None, None], np.ones((2, 3), np.float16)) == [None, None]
+    monkeypatch.undo()
+    monkeypatch.setattr(small_products, "product", None)  # would raise
+    f, _ = network((40, 30, 20), ["relu", None], np.float32)
+    assert gl.batch_jacobian(f)(np.ones((9, 40), np.float32)).shape == (9, 20, 40)
