@@ -75,12 +75,15 @@ def measure(contender: str, what: str, tiny: bool) -> None:
         inputs = article.inputs(np.random.default_rng(0), point["batch"], tuple(point["sizes"]))
         run, _ = CONTENDERS[contender](inputs, "cpu")
         run()  # compiles
-        print(json.dumps({what: time_of(run) if what == "seconds" else memory_of(run)}), flush=True)
+        print(
+            json.dumps({what: time_of(run, 0.01 if tiny else SECONDS) if what == "seconds" else memory_of(run)}),
+            flush=True,
+        )
 
 
-def time_of(run: Callable[[], Any]) -> float:
+def time_of(run: Callable[[], Any], seconds: float) -> float:
     run()
-    times, stop = [], time.perf_counter() + SECONDS
+    times, stop = [], time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < stop:
         start = time.perf_counter()
         run()

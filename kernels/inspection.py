@@ -6,6 +6,7 @@ The kernels are dealt out to processes of their own, in which the simulator must
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -122,16 +123,28 @@ def _inspect(kernel, key, archs, tools):
         cubins = {arch: lowered.link(_capability(arch)) for arch in archs}
     except Exception as error:
         raise RuntimeError(f"{kernel.name_of(key)} does not compile: {error}") from error
-    return [promised | {"arch": arch} | _read(cubin, tools) for arch, cubin in cubins.items()]
+    listings: dict[bytes, str] = {}  # two architectures often have the same code
+    return [promised | {"arch": arch} | _read(cubin, tools, listings) for arch, cubin in cubins.items()]
 
 
-def _read(cubin, tools):
+def _read(cubin, tools, listings):
     """The figures of a cubin."""
+    code = _code(cubin)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
-        listing = _run(tools["nvdisasm"], "-c", "-ndf", file)  # -ndf: without an analysis that nobody reads
-        return _figures(listing, _run(tools["cuobjdump"], "-res-usage", file))
+        if code not in listings:
+            listings[code] = _run(tools["nvdisasm"], "-c", "-ndf", file)  # -ndf: without an analysis that nobody reads
+        return _figures(listings[code], _run(tools["cuobjdump"], "-res-usage", file))
+
+
+def _code(cubin) -> bytes:
+    """The machine code in a cubin: the sections .text of an ELF file of 64 bits."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    heads = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]  # name, …, offset, size
+    strings = heads[names][4]
+    return b"".join(cubin[h[4] : h[4] + h[5]] for h in heads if cubin.startswith(b".text", strings + h[0]))
 
 
 def _capability(arch):

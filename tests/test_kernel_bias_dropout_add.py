@@ -93,6 +93,13 @@ def test_the_mask_is_dropouts():
     assert saved[0] is None and int(saved[3]) == COUNTER and saved[4].shape == x.shape
 
 
+def test_saved_counter_does_not_move_with_its_owner():
+    counter = COUNTER.copy()
+    _, saved = call(kernel.forward, np.ones((1, 8), "float32"), None, None, SEED, counter, activation=None, rate=0.5)
+    counter += np.uint64(1)
+    assert int(saved[3]) == COUNTER
+
+
 def test_strides_and_odd_addresses():
     base = np.random.default_rng(0).normal(size=(9, 25)).astype("float32")
     b, r = np.arange(9, dtype="float32")[1:], np.zeros((4, 8), "float32")

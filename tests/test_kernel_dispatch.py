@@ -32,6 +32,9 @@ CASES = {
     "linear": lambda x, w: gl.linear(x, w, B, activation="silu"),
     "linear, from the output": lambda x, w: gl.linear(gl.linear(x, w, B, activation="tanh"), w.T),
     "sparse": lambda x, w: gl.linear(SPARSE, w, B, activation="relu"),
+    "bias, dropout and residual": lambda x, w: gl.bias_dropout_add(
+        x @ w[:, :4], B[:4], x[:, :4], activation="gelu", rate=0.4, rng=gl.Generator(7)
+    ),
     "dropout": lambda x, w: gl.dropout(x, 0.4, gl.Generator(7)),
 }
 
@@ -76,7 +79,7 @@ def test_optimisers_agree(optimizer):
 def test_every_kernel_belongs_to_an_op():
     import importlib
 
-    for file in ("elementwise", "softmax", "cross_entropy", "dropout", "linear", "csr"):
+    for file in ("elementwise", "softmax", "cross_entropy", "dropout", "bias_dropout_add", "linear", "csr"):
         module = importlib.import_module(f"gradlib.kernels.{file}")
         names = [name for name, value in vars(module).items() if isinstance(value, Kernel)]
         assert names and all(REGISTRY[name].module == file for name in names), f"{file}: {names}"

@@ -5,6 +5,7 @@ import pytest
 from kernel_device import DTYPES, call, close
 
 from gradlib.kernels import softmax as kernels
+from gradlib.kernels.launch import address
 
 kernel = kernels.masked_softmax
 # (keys, dtype): every shape of kernel, its edges, rows that are and are not aligned
@@ -160,6 +161,8 @@ def test_strided_inputs_and_odd_addresses():
     ):
         y, _ = call(kernel.forward, view, keep, axis=1, causal=False)
         close(y, reference(view, keep), "float32", scale=0.1)
+        words, *_ = kernels._mask_words(np, keep, keep.shape)  # the simulator would read them at any address
+        assert address(words) % 4 == 0 and words.flags.c_contiguous
 
 
 def test_what_is_left_to_the_rule():

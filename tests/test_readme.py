@@ -37,7 +37,7 @@ def test_the_article_trains(names):
 
 def test_the_two_commands_stand_alone_on_a_line():
     assert 'pip install -e ".[demo]" && gradlib demo' in README.splitlines()
-    assert 'pip install -e ".[test]" && pytest' in README.splitlines()
+    assert 'pip install -e ".[test]" && pytest -n auto' in README.splitlines()
 
 
 def test_the_figures_are_those_of_the_recorded_runs(monkeypatch):

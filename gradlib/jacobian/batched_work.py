@@ -125,9 +125,9 @@ class BatchedWork(Work):
         count = at.stop - at.start
         if self._by_chain(count):
             result = out[0].reshape((count, self.n_outs[0], self.n_ins[0]))
-            plan = self.scheduled(count, limit)
-            carry_out(plan, self.segments or [], self.call.leaves[0], result, at.start)
-            self.spares_blas = isinstance(result, np.ndarray) and spares_blas(plan.step, self.segments, count)
+            plan, segments = self.scheduled(count, limit), self.segments or []
+            carry_out(plan, segments, self.call.leaves[0], result, at.start)
+            self.spares_blas = isinstance(result, np.ndarray) and spares_blas(plan.step, segments, count)
             return
         sweep = self.swept(limit)
         (self._write_forward if sweep.mode == "fwd" else self._write_reverse)(out, at, sweep)

@@ -19,13 +19,13 @@ from ..op import shape_of
 from ..trace import module_of, raw
 from ..transforms import Outputs, Primals, owned, pull, push
 from .budget import Budget
-from .chain import Segment
 from .cost import Cost, graph_of, whole_costs
 from .execute import PIECE
 from .explain import Plan, plan_of_chain, plan_of_sweep, shapes_text
 from .function import CACHE, Work, is_concrete
 from .one_sample import one_sample_chain
 from .plan import links_of
+from .segments import Segment
 from .stream import Schedule, carry_out, held_bytes, schedule
 from .sweeps import Sweep, choose, chunks, parts
 

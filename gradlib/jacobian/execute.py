@@ -9,9 +9,9 @@ import numpy as np
 
 from ..threads import cores, one_blas_thread, share
 from ..trace import module_of
-from .chain import LinearSegment, Segment
 from .fused import LARGEST, looped
 from .plan import Step
+from .segments import LinearSegment, Segment
 
 CACHE = 1 << 19  # bytes of intermediate results that a core works on at a time, so that they stay in its cache
 PIECE = cores() * CACHE  # and all cores together
@@ -42,9 +42,9 @@ def execute(step: Step, segments: Sequence[Segment], at: slice, like: Any, out: 
 
 
 def largest_step(step: Step, segments: Sequence[Segment]) -> int:
-    """Entries a sample of the largest intermediate result; the Jacobian itself, which is written once, is not one."""
-    held = [max(segments[p.first].n_in * segments[p.last].n_out, largest_step(p, segments)) for p in step.parts]
-    return max(held, default=max(segments[step.first].n_in, segments[step.last].n_out))
+    """Entries a sample of the largest intermediate result."""
+    own = segments[step.first].n_in * segments[step.last].n_out
+    return max([own, *(largest_step(p, segments) for p in step.parts)])
 
 
 def fill(
@@ -60,8 +60,7 @@ def fill(
     if isinstance(result, np.ndarray) and not any(s.whole_batch for s in segments):
         threads = cores() if shares(step, samples) else 1
         cached = CACHE // max(1, largest_step(step, segments) * result.dtype.itemsize)
-        even = samples if threads == 1 else samples // (4 * threads)  # pieces enough for threads of unequal speed
-        piece, segments = max(1, min(piece // threads, cached, even)), looped(segments, like)
+        piece, segments = max(1, min(piece // threads, cached)), looped(segments, like)
 
     def write(start: int) -> None:
         target = result[start : start + piece]

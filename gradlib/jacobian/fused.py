@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .chain import LinearSegment, RowSegment, Segment
+from .segments import LinearSegment, RowSegment, Segment
 
 LARGEST = 1 << 16  # entries of a matrix that still pays: 256 x 256; beyond, BLAS's blocks of the cache win
 NARROWEST = 64  # bytes of a row of the result: the loop's tile

@@ -10,8 +10,9 @@ from typing import Any
 from ..ops.batching import Tag
 from ..trace import Node, Trace
 from ..transforms import Outputs, Primals
-from .blocks import Block, Diagonal, DiagonalLowRank, SharedDense
-from .chain import DiagonalSegment, LinearSegment, RowSegment, RuleSegment, Segment, _between, _cuts
+from .blocks import Block, Diagonal, DiagonalLowRank, Identity, SharedDense
+from .chain import between, cuts
+from .segments import CopySegment, DiagonalSegment, LinearSegment, RowSegment, RuleSegment, Segment
 
 
 class OneSample:
@@ -42,14 +43,15 @@ def one_sample_chain(inside: Primals, outputs: Outputs) -> list[Segment] | None:
     if len(inside.slots) != 1 or len(outputs.slots) != 1 or outputs.slots[0] is None:
         return None
     call: Any = OneSample(inside, outputs)
-    nodes = _between(call, call.start, call.end)
+    nodes = between(call, call.start, call.end)
     segments: list[Segment] = []
     last, pending = call.start, []
-    for node, cut in zip(nodes, _cuts(call, nodes, call.start, call.end), strict=True):
+    for node, cut in zip(nodes, cuts(call, nodes, call.start, call.end), strict=True):
         pending.append(node)
         if cut:
             if len(pending) > 1 or node.op.name != "reshape":  # which moves nothing in a flat sample
-                segments.append(_segment(call, pending, last, call.end if node is nodes[-1] else node.slot))
+                found = _segment(call, pending, last, call.end if node is nodes[-1] else node.slot)
+                segments += [] if isinstance(found, CopySegment) else [found]
             last, pending = node.slot, []
     return segments if any(not isinstance(s, RuleSegment) for s in segments) else None
 
@@ -66,6 +68,8 @@ def _segment(call: Any, nodes: list[Node], start: int, end: int) -> Segment:
 
 def _lifted(block: Block) -> Segment | None:
     """The segment of a block with a batch axis of 1 in front; None for kinds that have none."""
+    if isinstance(block, Identity):
+        return CopySegment(Identity(block.like, (1, *block.x_shape), (1, *block.y_shape)))
     if isinstance(block, Diagonal):
         return DiagonalSegment(Diagonal(block.d[None]))
     if isinstance(block, SharedDense):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from .chain import DiagonalSegment, LinearSegment, RowSegment, RuleSegment, Segment
 from .cost import BANDWIDTH, PLANS, RATE, forward_cost, reverse_cost, slot_entries
+from .segments import DiagonalSegment, LinearSegment, RowSegment, RuleSegment, Segment
 
 
 class Link(NamedTuple):

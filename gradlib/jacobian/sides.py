@@ -23,10 +23,10 @@ from ..transforms import Outputs, Primals, pull, push
 from .batched import Batched
 from .batched_work import BatchedWork
 from .budget import Budget
-from .chain import DiagonalSegment
 from .cost import each_entries, forward_cost, reverse_cost, slot_entries
 from .dense_work import unit_stacks
 from .samples import pull_samples
+from .segments import DiagonalSegment
 
 NOISES: dict[str, Callable[..., Any]] = {
     "rademacher": lambda rng, shape: np.where(rng.random(shape) < 0.5, -1.0, 1.0),

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from ..threads import cores
 from ..trace import module_of
-from .chain import DiagonalSegment, LinearSegment, RowSegment, Segment
 from .cost import PLANS
 from .execute import fill, largest_step
 from .plan import Link, Step, best_step
+from .segments import DiagonalSegment, LinearSegment, RowSegment, Segment
 
 
 class Schedule(NamedTuple):

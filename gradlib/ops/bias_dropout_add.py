@@ -65,7 +65,7 @@ def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, activation: str | None,
 def _jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None, rate: float) -> Any:
     shape = saved[-1].shape
     parts = [lift(xp, d, len(shape)) for d in dx[:2] if d is not None]
-    dy = None
+    dy: Any = None
     if parts:
         s = _slope(xp, saved, activation, rate)
         dz = parts[0] if len(parts) == 1 else parts[0] + parts[1]

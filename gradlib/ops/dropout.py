@@ -86,15 +86,15 @@ def _forward(xp: Any, x: Any, seed: Any, counter: Any, *, rate: float) -> tuple:
 
 
 def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, rate: float) -> tuple:
-    return dy * mask_scale(xp, _Shaped(dy), *saved[:2], rate), None, None
+    return dy * mask_scale(xp, _Shaped(dy), saved[0], saved[1], rate), None, None
 
 
 def _jvp(xp: Any, saved: tuple, dx: tuple, *, rate: float) -> Any:
-    return dx[0] * mask_scale(xp, _Shaped(dx[0]), *saved[:2], rate)
+    return dx[0] * mask_scale(xp, _Shaped(dx[0]), saved[0], saved[1], rate)
 
 
 def _block(xp: Any, saved: tuple, i: int, *, rate: float) -> Any:
-    return Diagonal(mask_scale(xp, saved[2], *saved[:2], rate)) if i == 0 else None
+    return Diagonal(mask_scale(xp, saved[2], saved[0], saved[1], rate)) if i == 0 else None
 
 
 _dropout = Op(

@@ -83,7 +83,7 @@ def _softmax_block(xp: Any, saved: tuple, i: int, *, axis: int) -> Any:
 def attended(xp: Any, shape: tuple[int, ...], mask: Any, causal: bool) -> Any:
     """Bool array, broadcastable to x of `shape`, of what may be attended to; causal: j <= i + T_k - T_q."""
     if not causal:
-        return mask
+        return True if mask is None else mask
     queries, keys = shape[-2:]
     past = xp.arange(keys) <= xp.expand_dims(xp.arange(keys - queries, keys), 1)
     return past if mask is None else xp.logical_and(mask, past)
@@ -252,9 +252,9 @@ def softmax(x: Any, axis: int = -1, *, mask: Any = None, causal: bool = False) -
            [0.5, 0.5]])
     """
     axis = _axis("softmax", x, axis)
-    _check_mask("softmax", x, axis, mask, causal)
-    if mask is None and not causal:
+    if mask is None and causal is False:
         return _softmax(x, axis=axis)
+    _check_mask("softmax", x, axis, mask, causal)
     return _masked_softmax(x, *(() if mask is None else (mask,)), axis=axis, causal=bool(causal))
 
 
@@ -268,9 +268,9 @@ def log_softmax(x: Any, axis: int = -1, *, mask: Any = None, causal: bool = Fals
     array([     0., -10000.])
     """
     axis = _axis("log_softmax", x, axis)
-    _check_mask("log_softmax", x, axis, mask, causal)
-    if mask is None and not causal:
+    if mask is None and causal is False:
         return _log_softmax(x, axis=axis)
+    _check_mask("log_softmax", x, axis, mask, causal)
     # the inner choice keeps masked entries out of the sum, the outer one their dy out of the derivative
     keep = attended(module_of(x), x.shape, mask, causal)
     return where(keep, _log_softmax(where(keep, x, -math.inf), axis=axis), -math.inf)

@@ -56,18 +56,17 @@ def clip_by_global_norm(grads: Any, max_norm: float) -> tuple[Any, Any]:
 
 def _module(grads: Any, leaves: list[Any]) -> Any:
     """The array module of the leaves; TypeError naming the first that is no floating-point array, or elsewhere."""
-    first: Any = None
-    for g, path in zip(leaves, tree.paths(grads), strict=True):
+    first = array_module(raw(leaves[0]))
+    for i, g in enumerate(leaves):
         xp = array_module(raw(g))
+        if xp is not None and g.dtype.kind == "f" and xp is first:
+            continue
+        path = tree.paths(grads)[i] or "grads"
         if xp is None or g.dtype.kind != "f":
-            raise TypeError(
-                f"clip_by_global_norm: expected floating-point arrays, got {describe(g)} at {path or 'grads'}"
-            )
-        first = xp if first is None else first
-        if xp is not first:
-            raise TypeError(
-                f"clip_by_global_norm: {path} lives on {xp.__name__}, others on {first.__name__}; use gl.to_device"
-            )
+            raise TypeError(f"clip_by_global_norm: expected floating-point arrays, got {describe(g)} at {path}")
+        raise TypeError(
+            f"clip_by_global_norm: {path} lives on {xp.__name__}, others on {first.__name__}; use gl.to_device"
+        )
     return first
 
 
