@@ -31,6 +31,7 @@ import peers  # noqa: E402
 import report  # noqa: E402
 from worker import all_cases  # noqa: E402
 
+RESULTS = HERE.parent / "results" / "gpu"
 LIMIT = 180  # seconds an answer may take
 TESTS = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "tests").glob("test_kernel_*.py"))]
 
@@ -151,7 +152,7 @@ def sanitize() -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gradlib bench --gpu", description=__doc__.partition("\n")[0])
     parser.add_argument("cases", nargs="*", metavar="case", help="parts of cases' names; all by default")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "gpu", metavar="DIR", help="(bench/results/gpu)")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="(bench/results/gpu)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.1, help="length of a round (0.1)")
     parser.add_argument("--no-tests", action="store_true", help="leave out the kernels' tests")
