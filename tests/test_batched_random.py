@@ -132,9 +132,9 @@ MIXTURES = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(MIXTURES, SHAPES, st.sampled_from([None, 3]))
-def test_shared_parameters_right_or_refused(steps, shape, chunk_size):
+def mixture(steps):
+    """The function of a parameter w and samples x that the steps describe, cut off before it grows large."""
+
     def f(w, x):
         for name, k in steps:
             x = SHARED_STEPS[name](x, k, w) if name in SHARED_STEPS else STEPS[name](x, k)
@@ -142,6 +142,13 @@ def test_shared_parameters_right_or_refused(steps, shape, chunk_size):
                 return x
         return x
 
+    return f
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(MIXTURES, SHAPES, st.sampled_from([None, 3]))
+def test_shared_parameters_right_or_refused(steps, shape, chunk_size):
+    f = mixture(steps)
     w, x = randn(4), randn(*shape)
     try:
         got = gl.batch_jacobian(f, in_axes=(None, 0), chunk_size=chunk_size)(w, x)

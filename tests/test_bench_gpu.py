@@ -62,6 +62,11 @@ def test_a_wrong_result_shows(case):
     assert case.deviation([right], want, rows) == 0
     assert case.deviation([1.01 * right], want, rows) == pytest.approx(0.01, rel=1e-3)
     assert case.deviation([np.where(right == 2, np.nan, right)], want, rows) == float("inf")
+    small = right * [[1], [1], [1 + 1e-2]] * [[1e-6], [1], [1]]  # the last row is 1% off, the first is small
+    assert case.deviation([small], [want[0] * [[1e-6], [1]]], rows) == pytest.approx(0.01, rel=1e-3)
+    before = np.full((2, 2), 100.0)
+    assert case.deviation([right + 100], [want[0] + 100], rows, before) == 0
+    assert case.deviation([1.01 * right + 100], [want[0] + 100], rows, before) == pytest.approx(0.01, rel=1e-3)
     with pytest.raises(ValueError, match="expected shape"):
         case.deviation([right[:, :1]], want, rows)
 

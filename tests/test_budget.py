@@ -14,8 +14,7 @@ from gradlib.jacobian.budget import FLOOR, SHARE, budget, readable
 
 RNG = np.random.default_rng(0)
 BESIDE = 150_000  # bytes of Python's own objects, and of index arrays
-# A prediction is at most so many times what is measured, and 1 MB: it counts on every thread, which may come too late
-FACTOR, SPARE = 8, 1_000_000
+FACTOR, SPARE = 4, 1_000_000  # a prediction is at most 4 times what is measured, and 1 MB
 
 
 def layers(*widths):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rulecheck import close, randn
 from standin import DeviceArray, rules_only, to_numpy, to_standin
-from test_batched_random import MIXTURES, PROGRAMS, SHAPES, SHARED_STEPS, STEPS, run_program
+from test_batched_random import MIXTURES, PROGRAMS, SHAPES, mixture, run_program
 
 import gradlib as gl
 from gradlib.jacobian.batched_work import BatchedWork
@@ -349,13 +349,7 @@ def test_modes_and_budgets_agree_on_random_graphs(steps, shape, budget):
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(MIXTURES, SHAPES, st.sampled_from(BUDGETS))
 def test_budgets_agree_on_random_graphs_with_parameters(steps, shape, budget):
-    def f(w, x):
-        for name, k in steps:
-            x = SHARED_STEPS[name](x, k, w) if name in SHARED_STEPS else STEPS[name](x, k)
-            if x.size > 200:
-                return x
-        return x
-
+    f = mixture(steps)
     w, x = randn(4), randn(*shape)
     try:
         want = gl.batch_jacobian(f, in_axes=(None, 0))(w, x)

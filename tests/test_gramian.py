@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from parameters import FUNCTIONS, TOKENS, W, X, jacobians, unruled
 from rulecheck import close, randn
 from standin import rules_only, to_numpy, to_standin
-from test_batched_random import MIXTURES, SHAPES, SHARED_STEPS, STEPS
+from test_batched_random import MIXTURES, SHAPES, mixture
 
 import gradlib as gl
 from gradlib.jacobian import gramian as module
@@ -46,13 +46,7 @@ def test_products_of_jacobians(name, piece, monkeypatch):
 def test_random_programs(steps, shape):
     """Kernel and norms of random functions: products of their Jacobians, or refused."""
 
-    def f(w, x):
-        for name, k in steps:
-            x = SHARED_STEPS[name](x, k, w) if name in SHARED_STEPS else STEPS[name](x, k)
-            if x.size > 200:
-                return x
-        return x
-
+    f = mixture(steps)
     w, x = randn(4), randn(*shape)
     try:
         got = gramian(f)(w, x)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from parameters import BIAS, FUNCTIONS, TOKENS, B, W, X, unruled
 from rulecheck import close, randn
 from standin import rules_only, to_numpy, to_standin
-from test_batched_random import MIXTURES, SHAPES, SHARED_STEPS, STEPS
+from test_batched_random import MIXTURES, SHAPES, mixture
 
 import gradlib as gl
 from gradlib.jacobian import rows
@@ -105,15 +105,7 @@ def test_constants_as_long_as_the_batch_by_chance():
 
 
 def _program(steps, x):
-    def f(w):
-        y = x
-        for name, k in steps:
-            y = SHARED_STEPS[name](y, k, w) if name in SHARED_STEPS else STEPS[name](y, k)
-            if y.size > 200:
-                break
-        return y
-
-    return f
+    return lambda w: mixture(steps)(w, x)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

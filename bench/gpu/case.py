@@ -19,7 +19,7 @@ class Case:
     contenders: "gradlib" and peers, each builds what is timed from arrays on its device; the first word of a name is
     the library whose process it runs in. reference: of the arrays (large ones in float32: see `some`) and the numbers
     of some rows, what the result should be in those rows, in float64. moved: bytes that have to be read and written at
-    least; None where bytes are not what limits it.
+    least; None where bytes are not what limits it. before: the name of the array that the result is a small change of.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Case:
     tiny: dict[str, int]
     moved: Callable[[Arrays], int] | None = None
     tolerance: float = 1e-4
+    before: str | None = None
 
     def arrays(self, tiny: bool) -> Arrays:
         """The inputs, the same in every process."""
@@ -48,15 +49,23 @@ def some_rows(count: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(min(count, 8)), np.arange(max(count - 8, 0), count), inner]))
 
 
-def deviation(got: list[Any], want: list[np.ndarray], rows: np.ndarray) -> float:
-    """Largest max|a - b| / max|b| over the arrays, those with more rows than `want` reduced to `rows`; inf for nan."""
+def deviation(got: list[Any], want: list[np.ndarray], rows: np.ndarray, before: np.ndarray | None = None) -> float:
+    """Largest error of a row, max|a - b| / max|b|, over the arrays; inf for nan. Rows of zeros count by themselves.
+
+    Arrays with more rows than `want` are reduced to `rows`. `before`: what the results were changed from, in those
+    rows; the changes are compared then.
+    """
     worst = 0.0
     for a, b in zip(got, want, strict=True):
         a = on_host(a[rows] if a.shape != b.shape else a).astype(np.float64)
         if a.shape != b.shape:
             raise ValueError(f"expected shape {b.shape}, got {a.shape}")
-        error, scale = float(np.abs(a - b).max(initial=0)), float(np.abs(b).max(initial=0)) or 1.0
-        worst = max(worst, error / scale if np.isfinite(error) else float("inf"))
+        if before is not None:
+            a, b = a - before, b - before
+        axes = tuple(range(1, b.ndim))
+        scale, error = np.abs(b).max(axes, initial=0), np.abs(a - b).max(axes, initial=0)
+        errors = error / np.where(scale == 0, 1, scale)
+        worst = max(worst, float(errors.max(initial=0))) if np.isfinite(errors).all() else float("inf")
     return worst
 
 

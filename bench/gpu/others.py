@@ -192,7 +192,7 @@ def logits_of(rng: np.random.Generator, rows: int, width: int) -> Arrays:
 
 
 def gradlib_step(captured: bool) -> Any:
-    """Value, gradients and Adam; what is checked is the first layer's weight after the first step."""
+    """Value, gradients and Adam; what is checked is how the first step changes the first layer's weight."""
 
     def build(a: dict[str, Any]) -> Callable[[], Any]:
         import gradlib as gl
@@ -274,7 +274,7 @@ def first_step(a: Arrays, rows: np.ndarray) -> list[np.ndarray]:
     p[np.arange(len(x)), a["labels"]] -= 1
     d = ((p / len(x)) @ w[2].T * (h2 > 0)) @ w[1].T * (h1 > 0)
     g = x.T @ d
-    return [w[0] - LR * g / (np.abs(g) + EPS)]
+    return [(w[0] - LR * g / (np.abs(g) + EPS))[rows]]
 
 
 def gradlib_launch(a: dict[str, Any]) -> Callable[[], Any]:
@@ -291,7 +291,7 @@ def torch_launch(a: dict[str, Any]) -> Callable[[], Any]:
 
 CASES = [
     Case("Adam, 67 million parameters", "Adam", parameters, {"gradlib": gradlib_adam, "torch": torch_adam}, adam_once,
-         {"entries": 1 << 26}, {"entries": 9}, lambda a: 7 * a["p"].nbytes),
+         {"entries": 1 << 26}, {"entries": 9}, lambda a: 7 * a["p"].nbytes, tolerance=2e-3, before="p"),
     Case("embedding gather, 262144 ids x 1024", "embedding gather", words,
          {"gradlib": gradlib_gather, "torch": torch_gather, "jax": jax_gather},
          lambda a, rows: [some(a["table"], a["ids"][rows])], {"ids": 1 << 18, "vocabulary": 50_000, "width": 1024},
@@ -309,7 +309,7 @@ CASES = [
           "jax": jax_jacobian}, jacobian_rows, {"batch": 8192}, {"batch": 3}, lambda a: 4 * len(a["x"]) * 1000),
     Case("training step of 100-64-32-10, B = 100", "training step", network,
          {"gradlib": gradlib_step(False), "gradlib captured": gradlib_step(True), "torch": torch_step(False),
-          "torch graph": torch_step(True)}, first_step, {"batch": 100}, {"batch": 5}, tolerance=1e-3),
+          "torch graph": torch_step(True)}, first_step, {"batch": 100}, {"batch": 5}, tolerance=2e-3, before="w0"),
     Case("launch: relu of 32 numbers", "launch", logits_of, {"gradlib": gradlib_launch, "torch": torch_launch},
          lambda a, rows: [np.maximum(a["x"][rows], 0)], {"rows": 4, "width": 8}, {"rows": 4, "width": 8}),
 ]  # fmt: skip

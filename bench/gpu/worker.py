@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from case import Case, deviation, listed, on_host, some_rows
+from case import Case, deviation, listed, on_host, some, some_rows
 
 WARM_UP_SECONDS = 0.05
 LARGE = 1 << 22  # entries
@@ -172,7 +172,8 @@ class Worker:
         self.place.wait(got)
         count = max(len(on_host(got[0])) if got[0].shape else 1, 1)
         chosen = some_rows(count)
-        error = deviation(got, case.reference(widened(host), chosen), chosen)
+        before = None if case.before is None else some(host[case.before], chosen)
+        error = deviation(got, case.reference(widened(host), chosen), chosen, before)
         self._warm_up()
         moved = None if case.moved is None else case.moved(host)
         return {"error": error, "tolerance": case.tolerance, "moved": moved}
