@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, wraps
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,16 @@ def _stack_of_one(name: str, what: str, d: Any, like: Any) -> Any:
     return (d if d.dtype == dtype else d.astype(dtype)).reshape((1, *d.shape))
 
 
+_first = itemgetter(0)
+
+
+def alone(d: Any) -> Any:
+    """The one member of a stack [1, *x]. A capture records that as it is: nobody differentiates its values."""
+    if type(d) is Traced and d.owner.unit is not None:
+        return d.owner.call(_first, (d,), {})  # type: ignore[attr-defined]
+    return d[0]
+
+
 def pull(inside: Primals, outputs: Outputs, stacks: list[Any], release: bool = False) -> list[Any]:
     """Cotangent stacks of the outputs -> stacks [V, *x] of the primal leaves."""
     cotangents: list[Any] = [None] * len(inside.trace.outs)
@@ -206,7 +217,7 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple:
     def pullback(dy: Any) -> tuple:
         stacks = cotangents_of("pullback", outputs, dy)
         dx = owned(pull(inside, outputs, stacks), stacks)
-        return tree.unflatten(inside.structure, [d[0] for d in dx])
+        return tree.unflatten(inside.structure, [alone(d) for d in dx])
 
     return (outputs.rebuilt(), pullback, aux) if has_aux else (outputs.rebuilt(), pullback)
 
@@ -226,7 +237,7 @@ def linearize(f: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., 
     def pushforward(*tangents: Any) -> Any:
         stacks = _tangents_of("pushforward", inside, tangents)
         dy = owned(push(inside, outputs, stacks), stacks)
-        return tree.unflatten(outputs.structure, [d[0] for d in dy])
+        return tree.unflatten(outputs.structure, [alone(d) for d in dy])
 
     return outputs.rebuilt(), pushforward
 
@@ -288,7 +299,7 @@ def _value_and_grad(name: str, f: Callable[..., Any], argnums: Any, has_aux: boo
     y = values[0] if hasattr(values[0], "dtype") else np.asarray(values[0], dtype=float)
     seed = module_of(y).ones((1,), y.dtype)
     dx = owned(pull(inside, outputs, [seed], release=True), [])
-    gradient = tree.unflatten(inside.structure, [d[0] for d in dx])
+    gradient = tree.unflatten(inside.structure, [alone(d) for d in dx])
     return ((y, aux) if has_aux else y), (gradient if isinstance(argnums, tuple) else gradient[0])
 
 
