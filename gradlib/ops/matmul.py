@@ -69,10 +69,12 @@ def weight_cotangent(xp: Any, a: Any, dy: Any) -> Any:
     v, k, m = dy.shape[0], a.shape[-1], dy.shape[-1]
     if not dy.size or not a.size:
         return xp.zeros((v, k, m), dy.dtype)
-    at = a.reshape((-1, k)).T
+    rows = a.reshape((-1, k))
     if v == 1:  # one product of two matrices
-        return xp.matmul(at, dy.reshape((-1, m))).reshape((1, k, m))
-    return xp.matmul(at, dy.reshape((v, -1, m)))
+        return xp.matmul(rows.T, dy.reshape((-1, m))).reshape((1, k, m))
+    if m == 1:  # a matrix times a vector: again one product, of all cotangents
+        return xp.matmul(dy.reshape((v, -1)), rows).reshape((v, k, 1))
+    return xp.matmul(rows.T, dy.reshape((v, -1, m)))
 
 
 def _vjp_each(xp: Any, saved: tuple, dy: Any, need: tuple, axis: int) -> tuple | None:
