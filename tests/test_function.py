@@ -14,6 +14,7 @@ from standin import DeviceArray, rules_only, to_numpy, to_standin
 from test_batched_random import MIXTURES, PROGRAMS, SHAPES, mixture, run_program
 
 import gradlib as gl
+from gradlib.jacobian import known
 from gradlib.jacobian.batched_work import BatchedWork
 from gradlib.jacobian.cost import apart_cost, whole_costs
 from gradlib.jacobian.function import JacobianFunction
@@ -380,9 +381,10 @@ def test_residual_networks_are_cut_where_every_path_passes():
 def test_plans_are_found_again_and_bounded():
     _cheapest.cache_clear()
     schedule.cache_clear()
+    known._known.clear()
     for _ in range(3):
         gl.batch_jacobian(chain)(X)
-    assert schedule.cache_info().misses == 1 and schedule.cache_info().hits == 2
+    assert schedule.cache_info().misses == 1
     gl.batch_jacobian(lambda x: gl.softmax(np.tanh(x @ (2 * W)) @ V))(X + 1)  # other arrays of the same shapes
     assert schedule.cache_info().misses == 1
     for options in ({"mode": "fwd"}, {"chunk_size": 2}, {"max_bytes": 10_000}):

@@ -1,12 +1,15 @@
 """The compiled loops for small layers against the NumPy rule, which is the specification."""
 
 import itertools
+import os
+import threading
+import time
 
 import numpy as np
 import pytest
 
 import gradlib as gl
-from gradlib.jacobian import execute, fused
+from gradlib.jacobian import execute, fused, known
 from gradlib.kernels import small_products
 
 RNG = np.random.default_rng(0)
@@ -16,6 +19,7 @@ DTYPES = [np.float32, np.float64]
 @pytest.fixture(autouse=True)
 def small_batches_too(monkeypatch):
     monkeypatch.setattr(fused, "WORTH", 0)
+    known._known.clear()
 
 
 def rounding(dtype):
@@ -55,10 +59,10 @@ def test_products_of_every_tile(stack, dtype):
         d = (RNG.standard_normal((3, inner)) * (RNG.random((3, inner)) > 0.5)).astype(dtype)
         w = RNG.standard_normal((inner, width)).astype(dtype)
         out = np.full((3, stack, width), np.nan, dtype)
-        small_products.product(m, d, w, out)
+        small_products.products(m, [(d, w)], out)
         want = (m.astype(float) * d[:, None]) @ w.astype(float)
         np.testing.assert_allclose(out, want, rtol=rounding(dtype), atol=20 * rounding(dtype))
-        small_products.product(m[:1], np.ones((1, inner), dtype), w, out)  # one for all samples
+        small_products.products(m[:1], [(np.ones((1, inner), dtype), w)], out)  # one for all samples
         np.testing.assert_allclose(out, np.repeat(m[:1].astype(float) @ w, 3, 0), atol=20 * rounding(dtype))
 
 
@@ -98,7 +102,12 @@ def test_shapes(widths, samples, monkeypatch):
 def test_the_loops_are_used(monkeypatch):
     """By their rule: small finite matrices, one row a sample, a stack of at least 2, columns that fill a tile."""
     calls = []
-    monkeypatch.setattr(small_products, "product", lambda m, d, w, out: calls.append(w.shape) or out.fill(0))
+
+    def record(m, factors, out, together=False):
+        calls.extend(w.shape for _, w in factors)
+        out.fill(0)
+
+    monkeypatch.setattr(small_products, "products", record)
 
     def used(f, x, **options):
         calls.clear()
@@ -114,7 +123,7 @@ def test_the_loops_are_used(monkeypatch):
     assert used(f, x.astype(np.float64)) == []  # matrices of another dtype
     ws[0][3, 4] = np.inf
     with np.errstate(invalid="ignore"):
-        assert used(f, x) == [(30, 40)]
+        assert used(f, x) == []  # neighbours go one way together
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
@@ -185,6 +194,68 @@ def test_a_capture_replays_new_values():
 def test_half_precision_and_small_batches_are_left_to_the_rule(monkeypatch):
     assert fused.looped([None, None], np.ones((2, 3), np.float16)) == [None, None]
     monkeypatch.undo()
-    monkeypatch.setattr(small_products, "product", None)  # would raise
+    monkeypatch.setattr(small_products, "products", None)  # would raise
     f, _ = network((40, 30, 20), ["relu", None], np.float32)
     assert gl.batch_jacobian(f)(np.ones((9, 40), np.float32)).shape == (9, 20, 40)
+
+
+def deep(samples, dtype, seed=0):
+    """A product through three layers, of all samples' own rows."""
+    rng = np.random.default_rng(seed)
+    widths = (40, 7, 33, 50)
+    m = rng.standard_normal((samples, 6, 40)).astype(dtype)
+    factors = [
+        (rng.standard_normal((samples, a)).astype(dtype), rng.standard_normal((a, b)).astype(dtype))
+        for a, b in itertools.pairwise(widths)
+    ]
+    return m, factors, np.full((samples, 6, 50), np.nan, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("samples", [1, 2, 3, 17, 500])
+def test_layers_at_once_and_all_cores_together(samples, dtype):
+    m, factors, out = deep(samples, dtype)
+    want = m.astype(float)
+    for d, w in factors:
+        want = (want * d[:, None]) @ w.astype(float)
+    small_products.products(m, factors, out)
+    np.testing.assert_allclose(out, want, rtol=rounding(dtype), atol=200 * rounding(dtype))
+    for _ in range(20):
+        again = np.full_like(out, np.nan)
+        small_products.products(m, factors, again, together=True)
+        np.testing.assert_array_equal(again, out)  # to the bit
+
+
+def test_many_callers_and_helpers_that_sleep():
+    """One of the callers has the helpers, the others go on alone; nobody waits for who sleeps."""
+
+    def call(seed, found):
+        m, factors, out = deep(50, DTYPES[seed % 2], seed)
+        want = out.copy()
+        small_products.products(m, factors, want)
+        for i in range(200):
+            out.fill(np.nan)
+            small_products.products(m, factors, out, together=True)
+            found.append(np.array_equal(out, want))
+            if i % 50 == 0:
+                time.sleep(0.005)
+
+    found = []
+    threads = [threading.Thread(target=call, args=(seed, found)) for seed in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(found) == 800 and all(found)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_has_helpers_of_its_own():
+    m, factors, out = deep(50, np.float32)
+    small_products.products(m, factors, out, together=True)
+    child = os.fork()
+    if child == 0:
+        again = np.full_like(out, np.nan)
+        small_products.products(m, factors, again, together=True)
+        os._exit(0 if np.array_equal(again, out) else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -20,6 +20,7 @@ from .batched_work import BatchedWork
 from .budget import budget
 from .dense import check_mode
 from .function import JacobianFunction
+from .known import known, signature_of
 from .samples import pull_samples
 from .tags import check_output, follow, probe
 
@@ -29,8 +30,9 @@ class Batched:
 
     def __init__(self, name: str, f: Callable[..., Any], args: tuple, axes: tuple, wanted: tuple[int, ...], kw: dict):
         self.name = name
-        leaves, structure = tree.flatten(args)
-        owner = [i for i, a in enumerate(args) for _ in tree.flatten(a)[0]]
+        flat = [tree.flatten(a) for a in args]
+        leaves = [x for part, _ in flat for x in part]
+        owner = [i for i, (part, _) in enumerate(flat) for _ in part]
         self.samples = _batch_size(name, leaves, owner, axes, args)
         self.trace = Trace(self.samples)
         tags: dict[int, Any] = {}
@@ -51,12 +53,15 @@ class Batched:
         chosen.sort(key=lambda c: c[0])
         self.leaves, self.slots, self.shared = ([c[k] for c in chosen] for k in (1, 2, 3))
         try:
-            self.outputs = Outputs(name, self.trace, f(*tree.unflatten(structure, inputs), **kw))
+            self.outputs = Outputs(name, self.trace, f(*_unflatten([s for _, s in flat], inputs), **kw))
         finally:
             self.trace.alive = False
-        self.structures = [tree.flatten(args[i])[1] for i in wanted]
-        self.tags = follow(self.trace, tags)
-        self._check()
+        self.structures = [flat[i][1] for i in wanted]
+        self.signature = signature_of(self, tags)
+        self.known = known(self.signature)
+        self.tags = follow(self.trace, tags) if self.known is None else self.known.tags
+        if self.known is None:
+            self._check()
 
     def _check(self) -> None:
         unknown: list[int] = []
@@ -65,17 +70,20 @@ class Batched:
             check_output(self.name, tag, shape_of(y), self.samples)
             unknown += [slot] if slot is not None and tag == UNKNOWN else []
         batched = [(s, x) for s, x, shared in zip(self.slots, self.leaves, self.shared, strict=True) if not shared]
+        if unknown:
+            self.signature = None  # what is found by probing holds for these numbers alone
         if unknown and batched:
             probe(self.name, self.trace, [s for s, _ in batched], [x for _, x in batched], unknown, self.samples)
 
     def rebuild(self, leaves: list[Any]) -> list[Any]:
         """Leaves of the wanted arguments as their trees."""
-        trees, at = [], 0
-        for structure in self.structures:
-            n = structure.num_leaves
-            trees.append(tree.unflatten(structure, leaves[at : at + n]))
-            at += n
-        return trees
+        return _unflatten(self.structures, leaves)
+
+
+def _unflatten(structures: list[Any], leaves: list[Any]) -> list[Any]:
+    """Leaves as trees of these structures, one after another."""
+    rest = iter(leaves)
+    return [tree.unflatten(s, [next(rest) for _ in range(s.num_leaves)]) for s in structures]
 
 
 def module_of_or_none(x: Any) -> Any:
@@ -119,6 +127,8 @@ def _axes(name: str, in_axes: Any, count: int) -> tuple:
 
 
 def _wanted(name: str, argnums: Any, args: tuple) -> tuple[int, ...]:
+    if type(argnums) is int and 0 <= argnums < len(args):
+        return (argnums,)
     pick(lambda *a: None, argnums, args, {}, name)
     return tuple(n % len(args) for n in (argnums if isinstance(argnums, tuple) else (argnums,)))
 

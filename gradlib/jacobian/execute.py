@@ -9,7 +9,7 @@ import numpy as np
 
 from ..threads import cores, one_blas_thread, share
 from ..trace import module_of
-from .fused import LARGEST, looped
+from .fused import LARGEST, LoopSegment, back_through, in_one_loop, looped
 from .plan import Step
 from .segments import LinearSegment, Segment
 
@@ -32,13 +32,27 @@ def execute(step: Step, segments: Sequence[Segment], at: slice, like: Any, out: 
         return xp.matmul(right.swapaxes(1, 2), left.swapaxes(1, 2), out=out)
     if not step.parts:
         return segments[step.segment].dense_ahead(at, like, out)
+    if step.do == "back":
+        return _back(step, segments, at, like, out)
     m = execute(step.parts[0], segments, at, like)
     if step.do == "turn":
         return m.swapaxes(1, 2)
     if step.do == "scale":
         return xp.multiply(m, segments[step.segment].arrays()[0][at, :, None], out=out)
-    segment = segments[step.segment]
-    return segment.back(m, at, out) if step.do == "back" else segment.ahead(m, at, out)
+    return segments[step.segment].ahead(m, at, out)
+
+
+def _back(step: Step, segments: Sequence[Segment], at: slice, like: Any, out: Any) -> Any:
+    """A step back; the neighbouring ones before it too, where one loop goes through all of them."""
+    run: list[Any] = [segments[step.segment]]
+    before = step.parts[0]
+    while before.do == "back" and isinstance(run[-1], LoopSegment):
+        if not isinstance(segments[before.segment], LoopSegment):
+            break
+        run.append(segments[before.segment])
+        before = before.parts[0]
+    m = execute(before, segments, at, like)
+    return run[0].back(m, at, out) if len(run) == 1 else back_through(run[::-1], m, at, out)
 
 
 def largest_step(step: Step, segments: Sequence[Segment]) -> int:
@@ -58,9 +72,12 @@ def fill(
     samples, xp = result.shape[0], module_of(result)
     piece, threads = samples if piece is None else max(1, piece), 1
     if isinstance(result, np.ndarray) and not any(s.whole_batch for s in segments):
+        segments = looped(segments, like)
+        if step.mode == "rev" and in_one_loop(segments, slice(first, first + samples), result):
+            return
         threads = cores() if shares(step, samples) else 1
         cached = CACHE // max(1, largest_step(step, segments) * result.dtype.itemsize)
-        piece, segments = max(1, min(piece // threads, cached)), looped(segments, like)
+        piece = max(1, min(piece // threads, cached))
 
     def write(start: int) -> None:
         target = result[start : start + piece]

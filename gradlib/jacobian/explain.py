@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..trace import Trace
 from .budget import readable
-from .plan import BANDWIDTH, RATE, Link, Step, best_step, mode_of, order
+from .plan import BANDWIDTH, RATE, Link, Step, best_step, order
 
 if TYPE_CHECKING:
     from .stream import Schedule
@@ -118,7 +118,7 @@ def plan_of_chain(
     one, options = _of_step(found.step, count), []
     for way in ("rev", "fwd", "mixed"):
         step = best_step(links, dtype.itemsize, way)
-        if mode_of(step) == way:
+        if step.mode == way:
             other = _of_step(step, count)  # a cheaper one was not taken for want of memory, if it was free to be
             fits = other.seconds >= one.seconds or mode not in ("auto", "mixed")
             options.append(replace(other, fits=fits))
@@ -142,7 +142,7 @@ def plan_of_chain(
 
 
 def _of_step(step: Step, samples: int) -> Option:
-    return Option(mode_of(step), order(step), step.flops * samples, step.bytes * samples)
+    return Option(step.mode, order(step), step.flops * samples, step.bytes * samples)
 
 
 def shapes_text(shapes: list[tuple[int, ...]]) -> str:

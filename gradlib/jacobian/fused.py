@@ -25,43 +25,75 @@ TYPES = (np.float32, np.float64)
 
 
 class LoopSegment(LinearSegment):
-    """A LinearSegment whose matrix is laid out for the loop."""
+    """A LinearSegment that goes through the loop, where its matrix is finite."""
 
     def __init__(self, plain: LinearSegment) -> None:
         self.__dict__.update(plain.__dict__)
-        self.w = np.ascontiguousarray(plain.w)
 
     @cached_property
-    def turned(self) -> np.ndarray:
-        return np.ascontiguousarray(self.w.T)
+    def turned(self) -> np.ndarray | None:
+        """wᵀ, contiguous; None where an entry of it is not finite."""
+        from ..kernels.small_products import turned
+
+        return turned(np.ascontiguousarray(self.w))
+
+    def with_arrays(self, arrays: tuple) -> Segment:
+        other = super().with_arrays(arrays)
+        other.__dict__.pop("turned", None)
+        return other
 
     def _scaled(self, w: Any, at: slice, like: Any, d: Any, out: Any) -> Any:
         if d is not None:
             return np.multiply(w, d, out=out)
+        if not self.w.flags.c_contiguous:
+            return super()._scaled(w, at, like, d, out)
         samples = len(range(*at.indices(self.samples)))  # one matrix seen by all, quicker than by np.broadcast_to
         return np.ndarray((samples, *w.shape), w.dtype, self.w, 0, (0, *w.strides))
 
     def back(self, m: Any, at: slice, out: Any = None) -> Any:
-        if not _takes(m, self.turned):
-            return super().back(m, at, out)
-        return self._loop(m, None if self.d is None else self.d[at], self.turned, out)
+        return back_through([self], m, at, out)
 
     def ahead(self, m: Any, at: slice, out: Any = None) -> Any:
-        if not _takes(m, self.w):
+        if not _takes(m, self.n_out) or self.turned is None:
             return super().ahead(m, at, out)
-        y = self._loop(m, None, self.w, out)
+        y = _loop(m, [(None, np.ascontiguousarray(self.w))], out)
         return y if self.d is None else np.multiply(y, self.d[at, None, :], out=y)
 
-    def _loop(self, m: Any, d: Any, w: Any, out: Any) -> Any:
-        """(m * d) @ w, (B, V, K)."""
-        from ..kernels.small_products import product
 
-        if out is None or not out.flags.c_contiguous:
-            out = np.empty((*m.shape[:2], w.shape[1]), w.dtype)
-        rows = m if m.strides[0] else m[:1]  # one for all samples
-        d = _ones(len(w), w.dtype) if d is None else np.ascontiguousarray(d, w.dtype)
-        product(np.ascontiguousarray(rows, w.dtype), d, w, out)
-        return out
+def back_through(segments: Sequence[LoopSegment], m: Any, at: slice, out: Any = None) -> Any:
+    """Rows (B, V, n_out) back through neighbours, the first of them first: sample by sample in one loop."""
+    if _takes(m, segments[-1].n_in) and all([s.turned is not None for s in segments]):
+        return _loop(m, [(None if s.d is None else s.d[at], s.turned) for s in segments], out)
+    for s in segments:
+        m = LinearSegment.back(s, m, at, out if s is segments[-1] else None)
+    return m
+
+
+def in_one_loop(segments: Sequence[Segment], at: slice, result: Any) -> bool:
+    """Write the Jacobian of a chain into result where one loop from the outputs back can do it; whether it could.
+
+    So it is where all is small matrices, the last of them without a diagonal. All cores share the samples.
+    """
+    chain: list[Any] = [s for s in reversed(segments) if type(s) is LoopSegment]
+    if not 1 < len(chain) == len(segments) or chain[0].d is not None or not result.flags.c_contiguous:
+        return False
+    if not _takes(result, chain[-1].n_in) or not all([s.turned is not None for s in chain]):
+        return False
+    _loop(chain[0].turned[None], [(None if s.d is None else s.d[at], s.turned) for s in chain[1:]], result, True)
+    return True
+
+
+def _loop(m: Any, factors: list[tuple[Any, Any]], out: Any, together: bool = False) -> Any:
+    """m diag(d) w … for every factor (d, w)."""
+    from ..kernels.small_products import products
+
+    w = factors[-1][1]
+    if out is None or not out.flags.c_contiguous:
+        out = np.empty((*m.shape[:2], w.shape[1]), w.dtype)
+    rows = m if m.strides[0] else m[:1]  # one for all samples
+    given = [(_ones(len(w), w.dtype) if d is None else np.ascontiguousarray(d, w.dtype), w) for d, w in factors]
+    products(np.ascontiguousarray(rows, w.dtype), given, out, together)
+    return out
 
 
 class LoopRowSegment(RowSegment):
@@ -85,20 +117,24 @@ def _ones(n: int, dtype: Any) -> np.ndarray:
     return np.ones((1, n), dtype)
 
 
-def _takes(m: Any, w: Any) -> bool:
-    return m.shape[0] > 0 and m.shape[1] > 1 and w.shape[1] * w.itemsize >= NARROWEST
+def _takes(m: Any, width: int) -> bool:
+    return m.shape[0] > 0 and m.shape[1] > 1 and width * m.itemsize >= NARROWEST
 
 
 def looped(segments: Sequence[Segment], like: Any) -> list[Segment]:
     """The segments of a chain on NumPy arrays like x (B, *in), those that the loops are faster for replaced."""
+    if all([type(s) is LoopSegment for s in segments]):
+        return list(segments)
     if like.dtype not in TYPES or len(like) * max(s.n_in * s.n_out for s in segments) < WORTH:
         return list(segments)
     return [_looped(s, like.dtype) for s in segments]
 
 
 def _looped(s: Segment, dtype: Any) -> Segment:
+    if isinstance(s, (LoopSegment, LoopRowSegment)):
+        return s
     if isinstance(s, LinearSegment) and s.rows == 1 and s.w.dtype == dtype and s.w.size <= LARGEST:
-        return LoopSegment(s) if np.logical_and.reduce(np.isfinite(s.w), axis=None) else s
+        return LoopSegment(s)
     if isinstance(s, RowSegment) and len(s.x) == 1 and s.block.u.dtype == dtype:
         return LoopRowSegment(s)
     return s

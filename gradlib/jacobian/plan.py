@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from .cost import BANDWIDTH, PLANS, RATE, forward_cost, reverse_cost, slot_entries
@@ -84,6 +84,14 @@ class Step:
     @property
     def cost(self) -> float:
         return self.flops / RATE + self.bytes / BANDWIDTH
+
+    @cached_property
+    def mode(self) -> str:
+        """ "rev" where every block is applied going back, "fwd" where going ahead, else "mixed"."""
+        kinds = _kinds(self)
+        if kinds <= {"back", "write"}:
+            return "rev"
+        return "fwd" if kinds <= {"ahead", "turn"} else "mixed"
 
 
 def _step(do: str, i: int, j: int, n: bool, flops: float, size: float, segment: int, *parts: Step) -> Step:
@@ -168,14 +176,6 @@ def order(step: Step) -> str:
         return name
     inner = order(step.parts[0])
     return f"({name} {inner})" if step.segment == step.last else f"({inner} {name})"
-
-
-def mode_of(step: Step) -> str:
-    """ "rev" where every block is applied going back, "fwd" where going ahead, else "mixed"."""
-    kinds = _kinds(step)
-    if kinds <= {"back", "write"}:
-        return "rev"
-    return "fwd" if kinds <= {"ahead", "turn"} else "mixed"
 
 
 def _kinds(step: Step) -> set[str]:

@@ -53,6 +53,7 @@ class RowsCall:
         self.trace, self.outputs, self.samples, self.tags = inside.trace, outputs, samples, tags
         self.leaves, self.slots = inside.leaves, list(inside.slots)
         self.shared = [True] * len(self.leaves)
+        self.signature = self.known = None
 
 
 class RowsWork(BatchedWork):
