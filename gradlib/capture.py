@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import tree
+from .cuda_graph import graphed
 from .device import SIMULATING, array_module
 from .memory import keep_freed_memory
 from .op import Op, Unit, describe
+from .threads import one_blas_thread
 from .trace import RECORDER, WATCHER, Trace, Traced, find_module, raw
 
 _LARGE = 1 << 15  # bytes from which a value is dropped after its last use, so that its memory is used again
@@ -57,7 +59,7 @@ def concrete(x: Any) -> Any:
 class Recorder(Trace):
     """The trace of one capture: a list of calls, with arrays known by identity."""
 
-    __slots__ = ("calls", "held", "known", "unit")
+    __slots__ = ("calls", "held", "known", "spares_blas", "unit")
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,6 +68,7 @@ class Recorder(Trace):
         self.calls: list[Call] = []
         self.known: dict[int, Traced] = {}
         self.held: set[int] = set()
+        self.spares_blas = False
 
     def wrap(self, value: Any) -> Traced:
         """One slot an array, also where a rule returns what it was given."""
@@ -143,12 +146,19 @@ def recorded(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args) if recorder is None else recorder.call(function, args, {})
 
 
+def spare_blas() -> None:
+    """Let what is being captured be replayed with BLAS on one thread: loops of our own have the other cores."""
+    RECORDER.get().spares_blas = True
+
+
 def compile_program(recorder: Recorder, inputs: list[int], outputs: Any) -> Callable[..., Any]:
     """The recorded calls that matter, as one Python function of the input slots."""
     needed: set[int] = set(slots_in(outputs))
     kept: list[Call] = []
+    first: dict[int, Call | None] = {s: call for call in reversed(recorder.calls) for s in slots_in(call.result)}
+    first.update(dict.fromkeys(inputs))  # a call may hand on what it was given: then it does not make it
     for call in reversed(recorder.calls):
-        if call.result is None or needed.intersection(slots_in(call.result)):
+        if call.result is None or any(first[slot] is call for slot in needed.intersection(slots_in(call.result))):
             kept.insert(0, call)
             needed.update(slots_in(call.args))
     last = {slot: at for at, call in enumerate(kept) for slot in slots_in(call.args)}
@@ -230,7 +240,10 @@ class Captured:
         finally:
             RECORDER.reset(token)
             recorder.alive = False
-        self.replay = compile_program(recorder, [full[i].slot for i in self.at], recorder.template(tuple(out)))
+        replay = compile_program(recorder, [full[i].slot for i in self.at], recorder.template(tuple(out)))
+        if recorder.spares_blas:
+            replay = one_blas_thread()(replay)
+        self.replay = graphed(getattr(f, "__name__", "the function"), replay, recorder)
         self.first = [raw(x) for x in out]
 
 
@@ -243,6 +256,11 @@ def capture(f: Callable[..., Any]) -> Callable[..., Any]:
     reference: what changes in place (parameters under `opt.step`) is seen, a new array under the same name is not.
     Python code of f (printing, counting) runs only while it is recorded. Intermediate results are freed after their
     last use and their memory is used again: on Linux the process keeps up to 256 MB of it.
+
+    On CuPy arrays the second call makes a CUDA graph of the record, with memory of its own; it and later calls copy
+    their arguments in, launch the graph on the current stream and copy the results out, without waiting for the device.
+    Where the record asks for a value of the device or brings an array from the host, it is replayed call by call
+    instead, with a RuntimeWarning that says why.
 
     Raises TypeError while recording where the result would depend on an array's value outside of array code:
     `if`, `float()`, `int()` of an array, and NumPy calls that do not dispatch.

@@ -22,17 +22,21 @@ import contextlib
 import math
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..device import SIMULATING
+from ..precision import is_floating
 
 GRID_Z = 65535  # the most blocks along y and z
 THREADS = 256  # threads of a block, unless a kernel says otherwise
 FLOATS = ("float32", "float64")
+HALVES = ("float16", "bfloat16")  # stored; the arithmetic is float32's
 CATALOGUE: dict[str, "CudaKernel"] = {}
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+UPLOAD: ContextVar = ContextVar("gradlib_upload", default=None)  # set while a CUDA graph is made
 POISON = os.environ.get("GRADLIB_POISON", "0") not in ("", "0")  # on a GPU too
 
 
@@ -73,7 +77,8 @@ def simulating() -> bool:
 
 @dataclass(frozen=True)
 class pointer:
-    """Parameter type: the first element of contiguous memory of a dtype (a NumPy scalar type or a Numba type)."""
+    """Parameter type: the first element of contiguous memory of a dtype (a NumPy scalar type, a Numba type, or
+    `intrinsics.float16` and `bfloat16`)."""
 
     element: object
 
@@ -95,7 +100,7 @@ class CudaKernel:
         key = key if isinstance(key, tuple) else (key,)
         found = self._made.get(key)
         if found is None:
-            found = self._made[key] = self._make(np.dtype(key[0]).name, key[1:])
+            found = self._made[key] = self._make(dtype_of(key[0]).name, key[1:])
         return found
 
     def _make(self, dtype, variant):
@@ -180,7 +185,7 @@ class Launchable:
             return number(a)
         if a.dtype != dtype or not a.flags.c_contiguous:
             raise TypeError(f"{self.name}: {name} must be contiguous {dtype}, got {a.dtype} with strides {a.strides}")
-        return a
+        return a if dtype.kind != "V" or isinstance(a, np.ndarray) else a.view(np.uint16)  # bfloat16 on a GPU
 
     def _function(self):
         """(number of the current device, the function loaded there), compiled on first use."""
@@ -194,9 +199,21 @@ class Launchable:
             digits = cupy.cuda.Device(device).compute_capability  # "90", "100"
             entry, cubin = cubin_of(self, (int(digits[:-1]), int(digits[-1])))
             module = cupy.cuda.Module()
-            module.load(cubin)
+            try:
+                module.load(cubin)
+            except Exception as error:
+                raise RuntimeError(_refused(cupy, self.name, digits, error)) from error
             function = self._loaded[device] = module.get_function(entry)
         return device, function
+
+
+def _refused(cupy, name, digits, error) -> str:
+    driver = cupy.cuda.runtime.driverGetVersion()
+    return (
+        f"{name}: the driver, which knows CUDA {driver // 1000}.{driver % 1000 // 10}, does not load what was compiled "
+        f"for compute capability {digits[:-1]}.{digits[-1]}: {error}; if it is older than CuPy's CUDA, update it or "
+        'install "gradlib[cuda12]"'
+    )
 
 
 def blocks(items, each) -> int:
@@ -214,8 +231,14 @@ def empty(xp, shape, dtype):
     except MemoryError as error:
         raise MemoryError(_no_room(xp, shape, np.dtype(dtype))) from error
     if POISON or simulating():
-        out.fill(np.nan if out.dtype.kind == "f" else 0x55)
+        out.fill(np.nan if is_floating(out.dtype) else 0x55)
     return out
+
+
+def upload(xp, host):
+    """A table that the host made for a kernel, on the device: for this launch, or all of a CUDA graph that is made."""
+    take = UPLOAD.get()
+    return xp.asarray(host) if take is None else take(host)
 
 
 def _no_room(xp, shape, dtype) -> str:
@@ -232,7 +255,20 @@ def _no_room(xp, shape, dtype) -> str:
 
 def dtype_of(kind) -> np.dtype:
     """The NumPy dtype of a dtype, its name, a NumPy scalar type or a Numba type."""
-    return kind if isinstance(kind, np.dtype) else np.dtype(getattr(kind, "name", kind))
+    if isinstance(kind, np.dtype):
+        return kind
+    name = getattr(kind, "name", kind)
+    if name == "bfloat16":
+        _know_bfloat16()
+    return np.dtype(name)
+
+
+def _know_bfloat16():
+    """NumPy knows the name once its package is imported."""
+    try:
+        import ml_dtypes  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError('bfloat16 needs the package ml_dtypes: pip install "gradlib[half]"') from error
 
 
 def vector_width(kind) -> int:

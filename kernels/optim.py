@@ -30,7 +30,7 @@ from .intrinsics import (
     tile_access,
     uint64,
 )
-from .launch import THREADS, address, cuda_kernel, takes, vector_width
+from .launch import THREADS, address, cuda_kernel, takes, upload, vector_width
 
 CHUNK = 4096  # elements a block updates
 
@@ -191,7 +191,7 @@ def chunk_table(lists):
     xp = array_module(lists[0][0])
     rows = [[x.size for x in lists[0]]] + [[address(x) for x in column] for column in lists]
     chunks = _chunks(tuple(rows[0]))
-    return xp.asarray(np.array(rows, np.uint64)), xp.asarray(chunks), chunks.size // 2
+    return upload(xp, np.array(rows, np.uint64)), upload(xp, chunks), chunks.size // 2
 
 
 @lru_cache(maxsize=64)

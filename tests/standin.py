@@ -18,6 +18,21 @@ except ImportError:
     cupy = None
 
 
+def run(f, args, kwargs):
+    """What the device does for a result; with the two below what fakecuda.py puts itself in the place of."""
+    return f(*args, **kwargs)
+
+
+def change(f, *args):
+    """What it does to change an array."""
+    f(*args)
+
+
+def read(host):
+    """The host asks for a value."""
+    return host
+
+
 class DeviceArray:
     """Wraps a NumPy array as CuPy's ndarray wraps device memory."""
 
@@ -26,18 +41,22 @@ class DeviceArray:
     def __init__(self, host):
         self.host = np.asarray(host)
 
-    shape, dtype, ndim, size = (
-        property(lambda self, n=n: getattr(self.host, n)) for n in ("shape", "dtype", "ndim", "size")
+    shape, dtype, ndim, size, nbytes, itemsize, strides, flags = (
+        property(lambda self, n=n: getattr(self.host, n))
+        for n in ("shape", "dtype", "ndim", "size", "nbytes", "itemsize", "strides", "flags")
     )
     T = property(lambda self: DeviceArray(self.host.T))
 
     data = property(lambda self: SimpleNamespace(ptr=self.host.ctypes.data, device_id=0))
 
     def get(self):
-        return self.host.copy()
+        return read(self.host).copy()
 
     def view(self, dtype):
         return DeviceArray(self.host.view(dtype))
+
+    def fill(self, value):
+        change(self.host.fill, value)
 
     def __array__(self, *args, **kwargs):
         raise TypeError("Implicit conversion to a NumPy array is not allowed; use .get()")
@@ -52,25 +71,25 @@ class DeviceArray:
         return len(self.host)
 
     def __bool__(self):
-        return bool(self.host)
+        return bool(read(self.host))
 
     def __float__(self):
-        return float(self.host)
+        return float(read(self.host))
 
     def __int__(self):
-        return int(self.host)
+        return int(read(self.host))
 
     def __index__(self):
-        return self.host.__index__()
+        return read(self.host).__index__()
 
     def item(self):
-        return self.host.item()
+        return read(self.host).item()
 
     def __getitem__(self, index):
-        return DeviceArray(self.host[_host(index)])
+        return _compute(np.ndarray.__getitem__, self, index)
 
     def __setitem__(self, index, value):
-        self.host[_host(index)] = _host(value)
+        change(self.host.__setitem__, _host(index), _host(value))
 
 
 def _host(x):
@@ -90,8 +109,13 @@ def _device(x):
     return (list if isinstance(x, list) else tuple)(map(_device, x)) if isinstance(x, (tuple, list)) else x
 
 
+def _compute(f, *args, **kwargs):
+    """f of the arrays inside, on the device."""
+    return _device(run(f, tuple(map(_host, args)), {k: _host(v) for k, v in kwargs.items()}))
+
+
 def _wrapped(f):
-    return lambda *args, **kwargs: _device(f(*map(_host, args), **{k: _host(v) for k, v in kwargs.items()}))
+    return lambda *args, **kwargs: _compute(f, *args, **kwargs)
 
 
 class Ufunc:
@@ -134,8 +158,15 @@ MODULE = Module("standin", np, cupy)
 MODULE.linalg = Module("standin.linalg", np.linalg, cupy and cupy.linalg)
 MODULE.special = Module("standin.special", _special(), None)
 MODULE.ndarray = DeviceArray
-MODULE.asarray = MODULE.array = lambda x, dtype=None: DeviceArray(
-    np.array(x.host if isinstance(x, DeviceArray) else x, dtype)
+
+
+def upload(x, dtype):
+    """What lies on the host, on the device."""
+    return np.array(x, dtype)
+
+
+MODULE.asarray = MODULE.array = lambda x, dtype=None: (
+    _compute(np.array, x, dtype) if isinstance(x, DeviceArray) else DeviceArray(upload(x, dtype))
 )
 
 
@@ -143,7 +174,7 @@ def _operator(name):
     def call(a, b):
         if getattr(b, "__array_priority__", 0) > a.__array_priority__:
             return NotImplemented  # a traced array answers, as with CuPy
-        return _device(getattr(a.host, name)(_host(b)))
+        return _compute(getattr(np.ndarray, name), a, b)
 
     return call
 
@@ -154,12 +185,12 @@ for _name in _OPERATORS:
         if hasattr(np.ndarray, _full):
             setattr(DeviceArray, _full, _operator(_full))
 for _name in ("__neg__", "__pos__", "__abs__", "__invert__"):
-    setattr(DeviceArray, _name, lambda a, f=_name: _device(getattr(a.host, f)()))
+    setattr(DeviceArray, _name, _wrapped(getattr(np.ndarray, _name)))
 for _name in ("iadd", "isub", "imul"):
-    setattr(DeviceArray, f"__{_name}__", lambda a, b, f=f"__{_name}__": (getattr(a.host, f)(_host(b)), a)[1])
+    setattr(DeviceArray, f"__{_name}__", lambda a, b, f=f"__{_name}__": (change(getattr(a.host, f), _host(b)), a)[1])
 _METHODS = "all any argmax argmin argsort astype copy cumsum max mean min prod ravel repeat reshape squeeze sum"
 for _name in [*_METHODS.split(), "swapaxes", "take", "transpose"]:
-    setattr(DeviceArray, _name, lambda a, *args, f=_name, **kw: _device(getattr(a.host, f)(*_host(args), **kw)))
+    setattr(DeviceArray, _name, _wrapped(getattr(np.ndarray, _name)))
 
 register_array_type(DeviceArray, MODULE)
 

@@ -154,6 +154,25 @@ def test_an_array_on_another_device_is_named(cupy):
     assert [what for what, *_ in cupy.log if what != "load"] == []
 
 
+def test_a_driver_that_refuses_a_kernel_is_named(cupy):
+    def load(self, cubin):
+        raise RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
+
+    sys.modules["cupy"].cuda.Module.load = load
+    sys.modules["cupy"].cuda.runtime.driverGetVersion = lambda: 12040
+    x = DeviceArray(4, "float32", 512)
+    with pytest.raises(RuntimeError, match=r"scaled.*knows CUDA 12\.4,.*compute capability 9\.0: CUDA_ERROR.*update"):
+        _kernel()["float32", 2](1, 32, x, x, 4)
+
+
+def test_a_table_goes_to_the_device_as_a_graph_wants_it():
+    device = SimpleNamespace(asarray=lambda x: ("at once", x))
+    assert launch.upload(device, 3) == ("at once", 3)
+    token = launch.UPLOAD.set(lambda x: ("for good", x))
+    assert launch.upload(device, 3) == ("for good", 3)
+    launch.UPLOAD.reset(token)
+
+
 def test_no_room_says_what_was_asked_and_what_is_free():
     def full(shape, dtype):
         raise MemoryError("out of memory")

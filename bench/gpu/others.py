@@ -115,15 +115,19 @@ def network(rng: np.random.Generator, batch: int) -> Arrays:
     return a
 
 
-def gradlib_jacobian(a: dict[str, Any]) -> Callable[[], Any]:
-    import gradlib as gl
+def gradlib_jacobian(captured: bool) -> Any:
+    def build(a: dict[str, Any]) -> Callable[[], Any]:
+        import gradlib as gl
 
-    def logits(x: Any) -> Any:
-        x = gl.linear(gl.linear(x, a["w0"], a["b0"], activation="relu"), a["w1"], a["b1"], activation="relu")
-        return gl.linear(x, a["w2"], a["b2"])
+        def logits(x: Any) -> Any:
+            x = gl.linear(gl.linear(x, a["w0"], a["b0"], activation="relu"), a["w1"], a["b1"], activation="relu")
+            return gl.linear(x, a["w2"], a["b2"])
 
-    jacobian = gl.batch_jacobian(logits)
-    return lambda: jacobian(a["x"])
+        jacobian = gl.batch_jacobian(logits)
+        f = gl.capture(jacobian) if captured else jacobian
+        return lambda: f(a["x"])
+
+    return build
 
 
 def torch_jacobian(compiled: bool) -> Any:
@@ -305,8 +309,9 @@ CASES = [
          softmax_jacobian_rows, {"rows": 256, "width": 512}, {"rows": 3, "width": 5},
          lambda a: 4 * a["x"].size * a["x"].shape[1]),
     Case("Jacobian of 100-64-32-10, B = 8192", "Jacobian", network,
-         {"gradlib": gradlib_jacobian, "torch": torch_jacobian(False), "torch compiled": torch_jacobian(True),
-          "jax": jax_jacobian}, jacobian_rows, {"batch": 8192}, {"batch": 3}, lambda a: 4 * len(a["x"]) * 1000),
+         {"gradlib": gradlib_jacobian(False), "gradlib captured": gradlib_jacobian(True),
+          "torch": torch_jacobian(False), "torch compiled": torch_jacobian(True), "jax": jax_jacobian},
+         jacobian_rows, {"batch": 8192}, {"batch": 3}, lambda a: 4 * len(a["x"]) * 1000),
     Case("training step of 100-64-32-10, B = 100", "training step", network,
          {"gradlib": gradlib_step(False), "gradlib captured": gradlib_step(True), "torch": torch_step(False),
           "torch graph": torch_step(True)}, first_step, {"batch": 100}, {"batch": 5}, tolerance=2e-3, before="w0"),

@@ -217,6 +217,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")  # what a library prints goes to stderr, not among the answers
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
+    warnings.filterwarnings("error", message="gl.capture")  # what is called captured is a CUDA graph, or no result
 
     def say(what: dict[str, Any]) -> None:
         print(json.dumps(what), file=answers, flush=True)
