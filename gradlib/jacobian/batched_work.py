@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import memory, tree
-from ..capture import recorded
+from ..capture import recorded, spare_blas
 from ..device import array_module
 from ..trace import module_of, raw
 from .apart import Apart
@@ -25,8 +25,12 @@ from .dense_work import in_chunks
 from .execute import PIECE, spares_blas
 from .explain import Plan, plan_of_chain, plan_of_sweep, shapes_text
 from .function import CACHE, Work, is_concrete
+from .fused import looped
+from .known import remember
+from .one_launch import chain_in_one_launch, network_in_one_launch
 from .plan import links_of
 from .samples import pull_samples, push_samples, sample_units
+from .segments import Segment
 from .stream import Schedule, carry_out, held_bytes, schedule
 from .sweeps import Sweep, choose, chunks, parts, spans
 
@@ -39,16 +43,17 @@ class BatchedWork(Work):
 
     def __init__(self, call: Batched, mode: str, budget: Budget, several: bool) -> None:
         self.call, self.mode, self.budget, self.several = call, mode, budget, several
-        self.outs = [y.shape[1:] for y in call.outputs.values]
-        self.ins = [x.shape if shared else x.shape[1:] for x, shared in zip(call.leaves, call.shared, strict=True)]
-        self.n_outs, self.n_ins = ([prod(s) for s in shapes] for shapes in (self.outs, self.ins))
-        self.specs = [
-            ((call.samples, *y, *x), leaf.dtype, array_module(raw(leaf)))
-            for y in self.outs
-            for x, leaf in zip(self.ins, call.leaves, strict=True)
-        ]
+        known = call.known
+        self.segments: list[Segment] | None
+        self.outs, self.ins, self.n_outs, self.n_ins, self.specs = _sizes(call) if known is None else known.sizes
+        if known is not None:
+            self.concrete, self.segments, self.links = True, known.segments(call), known.links
+            return
         self.concrete = is_concrete(call.trace, [*call.leaves, *call.outputs.values])
         self.segments = plain_chain(call)
+        if self.concrete:
+            sizes = self.outs, self.ins, self.n_outs, self.n_ins, self.specs
+            remember(call.signature, call, self.segments, sizes)
 
     def rebuild(self, leaves: list[Any]) -> Any:
         n = len(self.ins)
@@ -63,6 +68,18 @@ class BatchedWork(Work):
 
     def scheduled(self, samples: int, limit: int) -> Schedule:
         """The plan of a chain for that many samples."""
+        return self._planned(samples, limit)[0]
+
+    def _planned(self, samples: int, limit: int) -> tuple[Schedule, bool]:
+        """The plan, and whether f had better leave the other cores to it."""
+        plans = {} if self.call.known is None else self.call.known.plans
+        asked = samples, limit, self.mode, self.budget
+        if asked not in plans:
+            plan = self._schedule(samples, limit)
+            plans[asked] = plan, self.specs[0][2] is np and spares_blas(plan.step, self.segments or [], samples)
+        return plans[asked]
+
+    def _schedule(self, samples: int, limit: int) -> Schedule:
         _, dtype, xp = self.specs[0]
         held = held_bytes(self.segments or ())
         limits = (limit - held, *((PIECE, CACHE) if xp is np else (limit, limit)))
@@ -100,15 +117,23 @@ class BatchedWork(Work):
 
     def _captured_chain(self) -> Any:
         """The Jacobian of a chain of values of gl.capture, recorded as one call."""
+        found = network_in_one_launch(self.call, self.mode)
+        if found is not None:
+            return found
         segments, (shape, dtype, _) = self.segments or [], self.specs[0]
-        plan = self.scheduled(self.call.samples, self.limit())
+        plan, spares = self._planned(self.call.samples, self.limit())
+        if self.specs[0][2] is np:
+            segments = looped(segments, raw(self.call.leaves[0]))
 
         def compute(x: Any, *arrays: tuple) -> Any:
             over = [s.with_arrays(a) for s, a in zip(segments, arrays, strict=True)]
             result = memory.empty(module_of(x), (x.shape[0], over[-1].n_out, over[0].n_in), dtype)
-            carry_out(plan, over, x, result)
+            if not chain_in_one_launch(over, x, slice(0, x.shape[0]), result, self.mode):
+                carry_out(plan, over, x, result)
             return result.reshape(shape)
 
+        if spares:
+            spare_blas()
         return recorded(compute, self.call.leaves[0], *[s.arrays() for s in segments])
 
     def write(self, out: list[Any]) -> None:
@@ -125,9 +150,9 @@ class BatchedWork(Work):
         count = at.stop - at.start
         if self._by_chain(count):
             result = out[0].reshape((count, self.n_outs[0], self.n_ins[0]))
-            plan, segments = self.scheduled(count, limit), self.segments or []
-            carry_out(plan, segments, self.call.leaves[0], result, at.start)
-            self.spares_blas = isinstance(result, np.ndarray) and spares_blas(plan.step, segments, count)
+            (plan, self.spares_blas), segments = self._planned(count, limit), self.segments or []
+            if not chain_in_one_launch(segments, self.call.leaves[0], at, result, self.mode):
+                carry_out(plan, segments, self.call.leaves[0], result, at.start)
             return
         sweep = self.swept(limit)
         (self._write_forward if sweep.mode == "fwd" else self._write_reverse)(out, at, sweep)
@@ -212,3 +237,15 @@ class BatchedWork(Work):
         return plan_of_chain(
             self.links, self.scheduled(samples, limit), self.mode, limit, samples, self.specs[0][1], title
         )
+
+
+def _sizes(call: Batched) -> tuple[list, list, list[int], list[int], list]:
+    """Shapes of one sample's outputs and inputs, their sizes, and (shape, dtype, array module) of each result."""
+    outs = [y.shape[1:] for y in call.outputs.values]
+    ins = [x.shape if shared else x.shape[1:] for x, shared in zip(call.leaves, call.shared, strict=True)]
+    specs = [
+        ((call.samples, *y, *x), leaf.dtype, array_module(raw(leaf)))
+        for y in outs
+        for x, leaf in zip(ins, call.leaves, strict=True)
+    ]
+    return outs, ins, [prod(s) for s in outs], [prod(s) for s in ins], specs

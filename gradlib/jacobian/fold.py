@@ -56,7 +56,7 @@ def _block(call: Batched, node: Node, i: int) -> Block | None:
         return _moved(call, node)
     if node.op.block is None:
         return None
-    xp = namespace(np) if isinstance(node.xp, Unit) else node.xp
+    xp = namespace(module_of(raw(call.leaves[0]))) if isinstance(node.xp, Unit) else node.xp
     return node.op.block(xp, node.saved, i, **node.static)
 
 
