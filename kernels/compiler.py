@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .launch import SIMULATED, THREADS, dtype_of, pointer
+from .launch import HALVES, SIMULATED, THREADS, dtype_of, pointer
 
 OLDEST = (8, 0)  # the compute capability whose LTO-IR serves all newer ones
 _ASKING = threading.Lock()  # one answer at a time, so that no thread takes another's for the question
@@ -32,10 +32,12 @@ class Lowered:
             raise RuntimeError("compile_cubin: the simulator is on (NUMBA_ENABLE_CUDASIM=1); use a process without it")
         from . import intrinsics  # noqa: F401  (numba.cuda is loaded there, with its shim)
 
-        self._library, self.entry = _lower(launchable, min(cc[:2], OLDEST), threads)
+        self._lowest = min(cc[:2], OLDEST)
+        self._library, self.entry = _lower(launchable, self._lowest, threads)
 
     def link(self, cc) -> bytes:
         """The cubin for a compute capability, e.g. (9, 0) or (9, 0, "a")."""
+        self._library._ltoir_cache[cc] = self._library.get_ltoir(cc=self._lowest)
         cubin = self._library.get_cubin(cc=cc)
         return bytes(getattr(cubin, "code", cubin))
 
@@ -61,7 +63,7 @@ def _lower(launchable, cc, threads):
     from numba.cuda.compiler import compile_cuda, kernel_fixup
     from numba.cuda.cudadrv import nvvm
 
-    kinds = tuple(types.CPointer(k.element) if isinstance(k, pointer) else k for _, k in launchable.parameters)
+    kinds = tuple(_type(kind) for _, kind in launchable.parameters)
     with _asked_for(cc):
         result = compile_cuda(
             _plain(launchable.body), types.void, kinds, cc=cc, lto=True, nvvm_options={"opt": 3, "fastmath": False}
@@ -74,6 +76,15 @@ def _lower(launchable, cc, threads):
     double = any(dtype_of(getattr(k, "element", k)) == np.float64 for _, k in launchable.parameters)
     nvvm.set_launch_bounds(function, (threads, 2) if double else threads)
     return result.library, entry
+
+
+def _type(kind):
+    """Numba's type of a parameter; float16 and bfloat16 are 16 bits of memory."""
+    from numba.cuda import types
+
+    if not isinstance(kind, pointer):
+        return kind
+    return types.CPointer(types.uint16 if kind.dtype.name in HALVES else kind.element)
 
 
 def _plain(body):

@@ -1,6 +1,7 @@
 """Compile every catalogued kernel with no GPU and read its machine code; hold it to the rules of the house.
 
-The kernels are dealt out to processes of their own, in which the simulator must be off, whatever it is here.
+The kernels are dealt out to processes of their own, in which the simulator must be off, whatever it is here. The
+disassembler takes longer to start than to read a kernel, so a process has it read all its code at once.
 """
 
 import json
@@ -10,14 +11,16 @@ import struct
 import subprocess
 import sys
 import tempfile
+from bisect import bisect
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_90a", "sm_100")
-INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.M)
+INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.M)
 FLOAT64 = re.compile(r"^(DADD|DMUL|DFMA|DSETP|DMNMX|MUFU\.\w+64H)")  # arithmetic; conversions are free to be
-REGISTERS = {"float32": 64, "float64": 128}  # ceilings, unless a kernel states its own
+REGISTERS = {"float16": 64, "bfloat16": 64, "float32": 64, "float64": 128}  # ceilings, unless a kernel states its own
 WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 RULES = ("registers", "local memory", "float64", "call", "generic access", "vector access")
 MISSING = 'cannot compile kernels here ({}): pip install "gradlib[check]"'
@@ -51,8 +54,8 @@ def _faults(row):
     found = {
         "registers": (row["registers"] > row["register_limit"], f"{row['registers']} registers"),
         "local memory": (row["spill_bytes"] or row["stack_bytes"], f"{row['stack_bytes']} bytes of stack"),
-        "float64": (row["dtype"] == "float32" and row["float64_ops"], f"{row['float64_ops']} float64 operations"),
-        "call": (row["dtype"] == "float32" and row["calls"], f"{row['calls']} calls"),
+        "float64": (row["dtype"] != "float64" and row["float64_ops"], f"{row['float64_ops']} float64 operations"),
+        "call": (row["dtype"] != "float64" and row["calls"], f"{row['calls']} calls"),
         "generic access": (row["generic_accesses"], f"{row['generic_accesses']} generic loads or stores"),
         "vector access": (
             row["vector_promised"] and not row["vector_loads"] + row["vector_stores"],
@@ -78,7 +81,10 @@ def inspect_catalogue(part, parts, only, *archs) -> list[dict]:
     load_catalogue()
     keys = [(kernel, key) for kernel in CATALOGUE.values() for key in kernel.instances()]
     chosen = [(kernel, key) for kernel, key in keys if re.search(only, kernel.name_of(key))]
-    return [row for kernel, key in chosen[int(part) :: int(parts)] for row in _inspect(kernel, key, archs, tools)]
+    compiled = [pair for kernel, key in chosen[int(part) :: int(parts)] for pair in _compile(kernel, key, archs)]
+    codes = {_code(cubin): row["arch"] for row, cubin in reversed(compiled)}  # two architectures often have the same
+    counts = _count(codes, tools["nvdisasm"])
+    return [row | _figures(counts[_code(cubin)], _resources(cubin, tools["cuobjdump"])) for row, cubin in compiled]
 
 
 def load_catalogue():
@@ -105,8 +111,8 @@ def _tools():
     return tools
 
 
-def _inspect(kernel, key, archs, tools):
-    """One row an architecture."""
+def _compile(kernel, key, archs):
+    """A pair (what the kernel promises, its cubin) for each architecture."""
     from .compiler import Lowered
 
     promise = kernel.expect.get("vector", lambda *key: False)
@@ -120,22 +126,29 @@ def _inspect(kernel, key, archs, tools):
     }
     try:
         lowered = Lowered(kernel[key])
-        cubins = {arch: lowered.link(_capability(arch)) for arch in archs}
+        return [(promised | {"arch": arch}, lowered.link(_capability(arch))) for arch in archs]
     except Exception as error:
         raise RuntimeError(f"{kernel.name_of(key)} does not compile: {error}") from error
-    listings: dict[bytes, str] = {}  # two architectures often have the same code
-    return [promised | {"arch": arch} | _read(cubin, tools, listings) for arch, cubin in cubins.items()]
 
 
-def _read(cubin, tools, listings):
-    """The figures of a cubin."""
-    code = _code(cubin)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "kernel.cubin")
-        file.write_bytes(cubin)
-        if code not in listings:
-            listings[code] = _run(tools["nvdisasm"], "-c", "-ndf", file)  # -ndf: without an analysis that nobody reads
-        return _figures(listings[code], _run(tools["cuobjdump"], "-res-usage", file))
+def _count(codes, nvdisasm) -> dict[bytes, Counter]:
+    """How often each instruction stands in each machine code. codes: {code: architecture}."""
+    counts: dict[bytes, Counter[str]] = {code: Counter() for code in codes}
+    for arch in set(codes.values()):
+        own = [code for code in codes if codes[code] == arch]
+        listing = _on_file(b"".join(own), nvdisasm, "-ndf", "-b", arch.replace("sm_", "SM"))  # -ndf: no data flow
+        ends = list(accumulate(map(len, own)))
+        for address, name in INSTRUCTION.findall(listing):
+            counts[own[bisect(ends, int(address, 16))]][name] += 1
+    if any(16 * count.total() != len(code) for code, count in counts.items()):
+        raise RuntimeError("nvdisasm's listing does not hold every instruction (of 16 bytes each)")
+    return counts
+
+
+def _resources(cubin, cuobjdump):
+    """(registers, bytes of stack, bytes of shared memory) of a cubin."""
+    usage = _on_file(cubin, cuobjdump, "-res-usage")
+    return map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage).groups())
 
 
 def _code(cubin) -> bytes:
@@ -156,10 +169,9 @@ def _capability(arch):
     return (int(major), int(minor), suffix) if suffix else (int(major), int(minor))
 
 
-def _figures(listing, usage):
-    """Count in the disassembly and the resource table."""
-    count = Counter(INSTRUCTION.findall(listing))
-    registers, stack, shared = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage).groups())
+def _figures(count, resources):
+    """The figures of a row, from how often each instruction stands in the code and from `_resources`."""
+    registers, stack, shared = resources
     return {
         "registers": registers,
         "stack_bytes": stack,
@@ -185,8 +197,12 @@ def _matching(count, pattern):
     return sum(n for name, n in count.items() if re.search(pattern, name))
 
 
-def _run(*command):
-    return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
+def _on_file(data, *command) -> str:
+    """What a tool prints about a file of `data`."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "code")
+        file.write_bytes(data)
+        return subprocess.run([*command, str(file)], check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

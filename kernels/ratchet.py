@@ -57,5 +57,5 @@ def gone(rows, before=None) -> list[str]:
 
 def per_element(row) -> float:
     """Instructions for each element loaded or stored, of a row's dtype."""
-    size = 8 if row["dtype"] == "float64" else 4
+    size = {"float64": 8, "float32": 4}.get(row["dtype"], 2)
     return row["instructions"] * size / max(row["load_bytes"] + row["store_bytes"], size)

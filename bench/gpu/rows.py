@@ -24,6 +24,11 @@ def with_labels(rng: np.random.Generator, rows: int, width: int) -> Arrays:
     return {"x": rng.standard_normal((rows, width), np.float32), "labels": rng.integers(0, width, rows)}
 
 
+def positive(rng: np.random.Generator, rows: int, width: int) -> Arrays:
+    """Numbers whose sums are not close to 0, where a relative error says nothing."""
+    return {"x": rng.random((rows, width), np.float32)}
+
+
 # What each library does: `of` names the arguments that are differentiated.
 def gradlib_forward(f: Callable[..., Any], of: str) -> Any:
     def build(a: dict[str, Any]) -> Callable[[], Any]:
@@ -246,6 +251,25 @@ def jax_loss(a: dict[str, Any]) -> Callable[[], Any]:
     return lambda: gradient(a["x"], a["labels"])
 
 
+def summed(axis: int) -> dict[str, Any]:
+    """The sum over rows (axis 1) or columns (axis 0), in each library."""
+
+    def gradlib_sum(a: dict[str, Any]) -> Callable[[], Any]:
+        import gradlib as gl
+
+        return lambda: gl.vjp(sums, a["x"])[0]
+
+    def sums(x: Any) -> Any:
+        return x.sum(axis)
+
+    return {
+        "gradlib": gradlib_sum,
+        "torch": torch_forward(sums, "x"),
+        "torch compiled": torch_forward(sums, "x", compiled=True),
+        "jax": jax_forward(sums, "x"),
+    }
+
+
 gl = Ours()
 CASES = [
     *widths("softmax", "softmax", draw, all_of(gl.softmax, torch_function("softmax"), jax_softmax, "x", False),
@@ -266,6 +290,10 @@ CASES = [
     *widths("cross_entropy, loss and gradient", "cross_entropy", with_labels,
             {"gradlib": gradlib_loss, "torch": torch_loss(False), "torch compiled": torch_loss(True), "jax": jax_loss},
             loss_rows, 2, (1024, 32768)),
+    *widths("sum of rows", "reductions", positive, summed(1),
+            lambda a, rows: [some(a["x"], rows).sum(1)], 1, (256, 4096)),
+    *widths("sum of columns", "reductions", positive, summed(0),
+            lambda a, rows: [a["x"][:, rows].sum(0, dtype=float)], 1, (4096,)),
     *widths("gelu", "elementwise", draw, all_of(gl.gelu, torch_function("gelu"), jax_gelu, "x", False),
             lambda a, rows: [gelu(some(a["x"], rows))], 2, (4096,)),
 ]  # fmt: skip

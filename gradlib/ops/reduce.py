@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..op import Op, describe, normalize_axes, normalize_axis, shape_of, total
+from ..precision import is_narrow, narrow, wide, working
 from ..trace import HANDLERS, lose_trace
 from .arithmetic import multiply, subtract, where
 from .batching import reduction_batch, same_axes_batch
@@ -53,10 +54,12 @@ def _sum_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: Axes, keepdim
 
 
 def _sum_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) -> Any:
-    return xp.sum(dx[0], axis=_behind(axis), keepdims=keepdims)
+    return total(xp, dx[0], _behind(axis), keepdims)
 
 
 def _mean_forward(xp: Any, x: Any, *, axis: Axes, keepdims: bool) -> tuple:
+    if x.dtype.itemsize == 2 and is_narrow(x.dtype):
+        return xp.mean(wide(x), axis=axis, keepdims=keepdims).astype(x.dtype), (x,)
     return xp.mean(x, axis=axis, keepdims=keepdims), (x,)
 
 
@@ -82,18 +85,18 @@ def _extremum_rules(name: str, reduce: Callable[..., Any]) -> dict[str, Any]:
     def share(xp: Any, saved: tuple, axis: Axes) -> tuple:
         """Which entries are the extremum, and how many of them share it."""
         x, y = saved
-        hit = xp.equal(x, y)
+        hit, dtype = xp.equal(x, y), working(x.dtype)
         if xp is np:
-            return hit, np.maximum(np.add.reduce(hit, axis, x.dtype, keepdims=True), 1)  # 0 where x holds nan
-        return hit, xp.maximum(xp.sum(hit, axis=axis, keepdims=True, dtype=x.dtype), 1)
+            return hit, np.maximum(np.add.reduce(hit, axis, dtype, keepdims=True), 1)  # 0 where x holds nan
+        return hit, xp.maximum(xp.sum(hit, axis=axis, keepdims=True, dtype=dtype), 1)
 
     def vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: Axes, keepdims: bool) -> tuple:
         hit, count = share(xp, saved, axis)
-        return (spread(xp, dy, axis, keepdims) / count * hit,)
+        return (narrow(spread(xp, dy, axis, keepdims) / count * hit, dy.dtype),)
 
     def jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) -> Any:
         hit, count = share(xp, saved, axis)
-        return xp.sum(dx[0] * hit / count, axis=_behind(axis), keepdims=keepdims)
+        return narrow(total(xp, dx[0] * hit / count, _behind(axis), keepdims), dx[0].dtype)
 
     return {"forward": forward, "vjp": vjp, "jvp": jvp}
 
@@ -134,7 +137,7 @@ def _prod_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) -
     x = saved[0]
     if not x.size:
         return xp.sum(dx[0], axis=_behind(axis), keepdims=keepdims)
-    return xp.sum(dx[0] * _products_of_others(xp, x, axis), axis=_behind(axis), keepdims=keepdims)
+    return total(xp, dx[0] * _products_of_others(xp, x, axis), _behind(axis), keepdims)
 
 
 def _cumsum_forward(xp: Any, x: Any, *, axis: int) -> tuple:
