@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .op import Op, describe
+from .precision import is_floating
 from .trace import WATCHER, Node, module_of, raw
 
 _OWN = (os.path.dirname(__file__) + os.sep, os.path.dirname(np.__file__) + os.sep)
@@ -60,7 +61,7 @@ def _finite(values: Any) -> bool:
     if isinstance(values, (tuple, list)):
         return all(map(_finite, values))
     values = raw(values)
-    if values is None or getattr(values, "dtype", np.dtype(float)).kind != "f":
+    if values is None or not is_floating(getattr(values, "dtype", np.dtype(float))):
         return True
     return bool(module_of(values).isfinite(values).all())
 

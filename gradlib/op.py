@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .device import EXTRA_ARRAYS, SIMULATING, array_module
+from .precision import FLOAT32, is_narrow
 
 _add_reduce: Callable[..., Any] = np.add.reduce
 
@@ -168,7 +169,12 @@ def check_broadcast(name: str, *args: Any) -> None:
 
 
 def total(xp: Any, x: Any, axis: Any, keepdims: bool = False) -> Any:
-    """xp.sum, without the Python wrapper around NumPy's (it costs as much as the sum of a small array)."""
+    """xp.sum, without the Python wrapper around NumPy's (it costs as much as the sum of a small array).
+
+    float16 and bfloat16 are summed in float32.
+    """
+    if x.dtype.itemsize == 2 and is_narrow(x.dtype):
+        return xp.sum(x, axis=axis, keepdims=keepdims, dtype=FLOAT32).astype(x.dtype)
     return _add_reduce(x, axis, keepdims=keepdims) if xp is np else xp.sum(x, axis=axis, keepdims=keepdims)
 
 

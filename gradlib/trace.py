@@ -22,6 +22,7 @@ import numpy as np
 
 from .device import SCALARS, SIMULATING, adopt, array_module
 from .op import Dispatching, Op, describe
+from .precision import is_bfloat16, is_floating
 
 ndarray = np.ndarray
 
@@ -99,7 +100,7 @@ class Trace:
 
     def _float(self, slots: list) -> list[int]:
         """The slots that are differentiated: a trace of samples follows integers too."""
-        return [s if s >= 0 and self.outs[s][1].kind == "f" else -1 for s in slots]
+        return [s if s >= 0 and is_floating(self.outs[s][1]) else -1 for s in slots]
 
     def _details(self, op: Op, vals: Sequence, y: Any) -> tuple:
         """(shapes of the inputs, line) for a trace of samples or a watched one."""
@@ -170,7 +171,7 @@ def find_module(name: str, values: Any) -> tuple[Any, bool]:
     for v in values:
         kind = type(v)
         if kind is np.ndarray:
-            if v.dtype.kind not in "fbiu":
+            if v.dtype.kind not in "fbiu" and not is_bfloat16(v.dtype):
                 raise TypeError(f"{name}: expected arrays of real numbers, got {describe(v)}")
             if module is not None and module is not np and v.ndim:
                 raise _mixed(name, module, np)
@@ -189,7 +190,7 @@ def find_module(name: str, values: Any) -> tuple[Any, bool]:
             if here is None:
                 raise TypeError(f"{name}: expected arrays or numbers, got {kind.__name__}")
             if here is np:
-                if v.dtype.kind not in "fbiu":
+                if v.dtype.kind not in "fbiu" and not is_bfloat16(v.dtype):
                     raise TypeError(f"{name}: expected arrays of real numbers, got {describe(v)}")
                 continue
             if module is not None and here is not module:

@@ -16,6 +16,7 @@ from . import tree
 from .device import adopt, array_module
 from .op import describe
 from .ops.nondiff import stopped
+from .precision import is_bfloat16, is_floating
 from .sweep import accumulate, sweep_back, sweep_forward
 from .trace import RECORDER, Trace, Traced, module_of, raw
 
@@ -52,7 +53,7 @@ def check_float(name: str, x: Any, path: Callable[[], str]) -> Any:
         raise TypeError(
             f"{name}: expected floating-point arrays to differentiate, got {type(x).__name__} in argument{path()}"
         )
-    if x.dtype.kind != "f":
+    if x.dtype.kind != "f" and not is_bfloat16(x.dtype):
         hint = "; cast it with x.astype(float), or leave the argument out of argnums" if x.dtype.kind in "biu" else ""
         raise TypeError(
             f"{name}: expected floating-point arrays to differentiate, got {describe(x)} in argument{path()}{hint}"
@@ -184,7 +185,7 @@ def pull(inside: Primals, outputs: Outputs, stacks: list[Any], release: bool = F
     cotangents: list[Any] = [None] * len(inside.trace.outs)
     v = stacks[0].shape[0] if stacks else 1
     for slot, d in zip(outputs.slots, stacks, strict=True):
-        if slot is not None and inside.trace.outs[slot][1].kind == "f":
+        if slot is not None and is_floating(inside.trace.outs[slot][1]):
             accumulate(inside.trace, cotangents, slot, d)
     found = sweep_back(inside.trace, cotangents, release)
     return [zeros(x, v) if (d := found[s]) is None else d for s, x in zip(inside.slots, inside.leaves, strict=True)]

@@ -9,11 +9,14 @@ once and g is written once; longer rows take a block and a second reading, from 
 stored. An ignored row has loss 0 and g = 0; a label that is no class gives NaN, as a kernel cannot raise.
 """
 
+from ..precision import narrow, working
 from .intrinsics import (
     INFINITY,
+    arithmetic,
     cuda,
     device,
     divide,
+    element_access,
     int32,
     int64,
     math,
@@ -23,10 +26,23 @@ from .intrinsics import (
     row_access,
     tile_access,
 )
-from .launch import THREADS, Kernel, aligned, blocks, contiguous, cuda_kernel, empty, takes, vector_width
+from .launch import (
+    FLOATS,
+    HALVES,
+    THREADS,
+    Kernel,
+    aligned,
+    blocks,
+    contiguous,
+    cuda_kernel,
+    empty,
+    takes,
+    vector_width,
+)
 from .softmax_rows import FILL, GROUPS, finite_shift, group_of
 
 NAN = float("nan")
+HALF_GROUPS = ((8, 8), (32, 8))  # as `softmax_rows.GROUPS`, of float16 and bfloat16
 
 
 def _pieces(T):
@@ -54,19 +70,26 @@ def _pieces(T):
     return loss, slope
 
 
-@cuda_kernel(variants=GROUPS, vector=lambda dtype, lanes, held: held > 1, registers=128)
-def held_loss(T, L, R):
+@cuda_kernel(
+    FLOATS + HALVES,
+    tuple(dict.fromkeys(GROUPS + HALF_GROUPS)),
+    without=lambda dtype, *group: group not in (HALF_GROUPS if dtype in HALVES else GROUPS),
+    vector=lambda dtype, lanes, held: held > 1,
+    registers=128,
+)
+def held_loss(S, L, R):
     """losses (rows) and g (rows, n) of rows of n <= L * R classes, a group of L lanes a row, R classes a lane."""
+    T = arithmetic(S)
     add, largest = reductions(T, L)
     finite, (loss, slope) = finite_shift(T), _pieces(T)
-    load, store = row_access(T, L, R)
-    W = min(R, vector_width(T))
+    load, store = row_access(S, L, R)
+    W = min(R, vector_width(S))
 
     def body(
-        x: pointer(T),
+        x: pointer(S),
         labels: pointer(int64),
         losses: pointer(T),
-        g: pointer(T),
+        g: pointer(S),
         rows: int64,
         n: int32,
         ignore: int64,
@@ -109,19 +132,20 @@ def held_loss(T, L, R):
     return body
 
 
-@cuda_kernel(vector=lambda *key: True)
-def streamed_loss(T):
+@cuda_kernel(FLOATS + HALVES, vector=lambda *key: True)
+def streamed_loss(S):
     """The same for long rows, a block a row."""
+    T, W = arithmetic(S), vector_width(S)
+    get, _ = element_access(S)
     add, largest = reductions(T, None)
     finite, (loss, slope) = finite_shift(T), _pieces(T)
-    W = vector_width(T)
-    load, store = tile_access(T, W)
+    load, store = tile_access(S, W)
 
     def body(
-        x: pointer(T),
+        x: pointer(S),
         labels: pointer(int64),
         losses: pointer(T),
-        g: pointer(T),
+        g: pointer(S),
         rows: int64,
         n: int32,
         ignore: int64,
@@ -167,23 +191,29 @@ def streamed_loss(T):
             store(g, base + j, base + n, tile, 0, wide)
             j += int32(cuda.blockDim.x) * W
         if first == 0:
-            x_t = x[base + label] - m if label >= 0 and label < n else T(0)
+            x_t = get(x, base + label) - m if label >= 0 and label < n else T(0)
             losses[row] = loss(label, n, ignored, m, s, x_t, total, smooth)
 
     return body
 
 
-@cuda_kernel(variants=((8,), (32,)), vector=lambda *key: True)
-def spread(T, L):
+@cuda_kernel(
+    FLOATS + HALVES,
+    ((8,), (32,)),
+    without=lambda dtype, lanes: dtype in HALVES and lanes == 8,
+    vector=lambda *key: True,
+)
+def spread(S, L):
     """out[v] = dy[v] g / count: dy (V, rows) if per_row else (V); a group of L lanes a row."""
-    W = vector_width(T)
-    load, store = tile_access(T, W)
+    T, W = arithmetic(S), vector_width(S)
+    load, store = tile_access(S, W)
+    get, _ = element_access(S)
 
     def body(
-        g: pointer(T),
+        g: pointer(S),
         count: pointer(T),
-        dy: pointer(T),
-        out: pointer(T),
+        dy: pointer(S),
+        out: pointer(S),
         rows: int64,
         n: int32,
         V: int64,
@@ -197,7 +227,7 @@ def spread(T, L):
         tile = cuda.local.array(W, T)
         v = int64(cuda.blockIdx.y)
         while v < V:
-            scale = divide(dy[v * rows + row] if per_row else dy[v], maximum(count[0], T(1)))
+            scale = divide(get(dy, v * rows + row) if per_row else get(dy, v), maximum(count[0], T(1)))
             base, there = row * n, (v * rows + row) * n
             j = first
             while j < n:
@@ -243,16 +273,16 @@ def row_dots(T, L):
 
 
 def _forward(xp, logits, labels, *, reduction, ignore_index, label_smoothing):
-    if not takes(logits) or logits.size == 0 or not _integers(labels):
+    if not takes(logits, dtypes=FLOATS + HALVES) or logits.size == 0 or not _integers(labels):
         return NotImplemented
     (logits,) = contiguous(xp, logits)
     labels = xp.ascontiguousarray(labels, dtype=xp.int64)
     n = logits.shape[-1]
     rows = logits.size // n
-    losses, g = empty(xp, logits.shape[:-1], logits.dtype), empty(xp, logits.shape, logits.dtype)
+    losses, g = empty(xp, logits.shape[:-1], working(logits.dtype)), empty(xp, logits.shape, logits.dtype)
     wide = aligned(logits, g) and n % vector_width(logits.dtype) == 0
     ignore = (0, False) if ignore_index is None else (ignore_index, True)
-    if group := group_of(n):
+    if group := group_of(n, HALF_GROUPS if str(logits.dtype) in HALVES else GROUPS):
         kernel, grid = held_loss[logits.dtype, *group], blocks(rows * group[0], THREADS)
     else:
         kernel, grid = streamed_loss[logits.dtype], rows
@@ -265,18 +295,20 @@ def _integers(labels):
 
 
 def _reduced(xp, losses, labels, g, reduction, ignore_index):
-    count = xp.ones((), g.dtype)
+    dtype = losses.dtype  # float32 of float16 and bfloat16: neither the sum nor the count of a long text fits
+    count = xp.ones((), dtype)
     if reduction == "mean":
         valid = labels.size if ignore_index is None else xp.count_nonzero(labels != ignore_index)
-        count = xp.asarray(valid, dtype=g.dtype)
+        count = xp.asarray(valid, dtype=dtype)
     if reduction == "none":
-        return losses, (g, count)
-    return xp.asarray(xp.sum(losses) / count, dtype=g.dtype), (g, count)
+        return narrow(losses, g.dtype), (g, count)
+    total = xp.asarray(xp.sum(losses) / count, dtype=g.dtype)
+    return total, (g, count if ignore_index is None else xp.maximum(count, 1))  # 0 rows: NaN, with a gradient of 0
 
 
 def _lanes(g):
     """Lanes for a row of g."""
-    return 8 if g.shape[-1] <= 8 * vector_width(g.dtype) else 32
+    return 8 if str(g.dtype) in FLOATS and g.shape[-1] <= 8 * vector_width(g.dtype) else 32
 
 
 def _grid(rows, lanes, V):
@@ -288,9 +320,9 @@ def _vjp(xp, saved, dy, need, *, reduction, ignore_index, label_smoothing):
     g, count = saved
     if not need[0]:
         return None, None
-    if not takes(g, dy) or g.size == 0:
+    if not takes(g, dy, dtypes=FLOATS + HALVES) or g.size == 0:
         return NotImplemented
-    g, dy, count = contiguous(xp, g, dy, xp.asarray(count, dtype=g.dtype))
+    g, dy, count = contiguous(xp, g, dy, xp.asarray(count, dtype=working(g.dtype)))
     n, V, lanes = g.shape[-1], dy.shape[0], _lanes(g)
     rows = g.size // n
     out = empty(xp, (V, *g.shape), g.dtype)

@@ -3,12 +3,14 @@
 Access: a thread moves 16 bytes, neighbouring threads neighbouring addresses, so memory's speed is the kernel's speed: 2
 elements move per element forward. Backward keeps f'(x) in registers and walks the stack: 2V + 1 elements move for V
 cotangents, not 3V. Where f' is cheaper from y (exp, tanh, sigmoid, relu) it is taken from y, and the compiler drops the
-loads of x.
+loads of x. float16 and bfloat16 (S) are widened to float32 (T) as they are loaded and rounded once as they are stored.
 """
 
 from .formulas import FORMULAS, except_for, formula, without
-from .intrinsics import cuda, int32, int64, pointer, tile_access
+from .intrinsics import arithmetic, cuda, int32, int64, pointer, tile_access
 from .launch import (
+    FLOATS,
+    HALVES,
     THREADS,
     Kernel,
     aligned,
@@ -21,17 +23,27 @@ from .launch import (
 )
 
 VARIANTS = [(name,) for name in FORMULAS if name != "identity"]
+IN_HALF = ("exp", "tanh", "sigmoid", "relu", "silu", "gelu", "gelu_tanh")  # float16 and bfloat16 too
 FILL = 4096  # blocks that keep any GPU busy
 
 
-@cuda_kernel(variants=VARIANTS, vector=lambda *key: True, except_for=except_for, without=without)
-def pointwise(T, name):
-    """y = f(x), n elements."""
-    f, _ = formula(T, name)
-    W = vector_width(T)
-    load, store = tile_access(T, W)
+def dtypes_of(name):
+    """The dtypes that kernels of function `name` are made for."""
+    return FLOATS + HALVES if name in IN_HALF else FLOATS
 
-    def body(x: pointer(T), y: pointer(T), n: int64, wide: int32, a: T):
+
+def _left_out(dtype, name):
+    return dtype not in dtypes_of(name) or without(dtype, name)
+
+
+@cuda_kernel(FLOATS + HALVES, VARIANTS, without=_left_out, vector=lambda *key: True, except_for=except_for)
+def pointwise(S, name):
+    """y = f(x), n elements."""
+    T, W = arithmetic(S), vector_width(S)
+    f, _ = formula(T, name)
+    load, store = tile_access(S, W)
+
+    def body(x: pointer(S), y: pointer(S), n: int64, wide: int32, a: T):
         start = (int64(cuda.blockIdx.x) * int64(cuda.blockDim.x) + int64(cuda.threadIdx.x)) * W
         tile = cuda.local.array(W, T)
         if start < n:
@@ -43,14 +55,14 @@ def pointwise(T, name):
     return body
 
 
-@cuda_kernel(variants=VARIANTS, vector=lambda *key: True, except_for=except_for, without=without)
-def pointwise_scale(T, name):
+@cuda_kernel(FLOATS + HALVES, VARIANTS, without=_left_out, vector=lambda *key: True, except_for=except_for)
+def pointwise_scale(S, name):
     """out[v] = d[v] * f'(x) for v < V; x and y have n elements, d and out V * n."""
+    T, W = arithmetic(S), vector_width(S)
     _, df = formula(T, name)
-    W = vector_width(T)
-    load, store = tile_access(T, W)
+    load, store = tile_access(S, W)
 
-    def body(x: pointer(T), y: pointer(T), d: pointer(T), out: pointer(T), n: int64, V: int64, wide: int32, a: T):
+    def body(x: pointer(S), y: pointer(S), d: pointer(S), out: pointer(S), n: int64, V: int64, wide: int32, a: T):
         start = (int64(cuda.blockIdx.x) * int64(cuda.blockDim.x) + int64(cuda.threadIdx.x)) * W
         xs, ys = cuda.local.array(W, T), cuda.local.array(W, T)
         slope, tile = cuda.local.array(W, T), cuda.local.array(W, T)
@@ -74,7 +86,7 @@ def unary(name, parameter=None):
     """The Kernel of op `name`; `parameter` is the static keyword that is the formula's a, if it has one."""
 
     def forward(xp, x, **static):
-        if not takes(x) or without(str(x.dtype), name):
+        if not takes(x, dtypes=dtypes_of(name)) or without(str(x.dtype), name):
             return NotImplemented
         y = run_forward(xp, name, x, static.get(parameter, 0.0))
         return y, (x, y)
@@ -102,7 +114,7 @@ def run_forward(xp, name, x, a=0.0):
 
 def run_scale(xp, name, x, y, d, a=0.0):
     """d * f'(x) by the kernel; x, y (...), d (V, ...)."""
-    if not takes(x, y, d) or without(str(x.dtype), name):
+    if not takes(x, y, d, dtypes=dtypes_of(name)) or without(str(x.dtype), name):
         return NotImplemented
     x, y, d = contiguous(xp, x, y, d)
     out, V = empty(xp, d.shape, d.dtype), d.shape[0]

@@ -7,10 +7,27 @@ are sorted (stable); 8 or 32 lanes walk over RUN sorted places, keep the sum of 
 once, when the id changes. What a run begins in one piece and ends in another is left as partial sums, two rows a piece,
 and added up by a second kernel, whose blocks share long runs: a word in every sentence holds nobody up. No atomics,
 every sum in a fixed order: bit-identical from run to run.
+
+float16 and bfloat16 are gathered two at a time, as the bits of a float32, and added up in float32.
 """
 
-from .intrinsics import across_groups, cuda, device, int32, int64, pointer, vector_access
-from .launch import GRID_Z, THREADS, Kernel, aligned, blocks, contiguous, cuda_kernel, empty, takes, vector_width
+from ..precision import narrow, working
+from .intrinsics import across_groups, arithmetic, cuda, device, int32, int64, pointer, vector_access
+from .launch import (
+    FLOATS,
+    GRID_Z,
+    HALVES,
+    THREADS,
+    Kernel,
+    address,
+    aligned,
+    blocks,
+    contiguous,
+    cuda_kernel,
+    empty,
+    takes,
+    vector_width,
+)
 from .norm_rows import is_wide, tile_width
 from .softmax_rows import FILL
 
@@ -51,13 +68,29 @@ def gather_rows(T, L, access):
     return body
 
 
-@cuda_kernel(variants=SHAPES, vector=is_wide)
-def run_sums(T, L, access):
+def _store(T, W, part):
+    """-> device function store(memory, i, local, at): W elements, `part` of them an access."""
+    _, store_part = vector_access(T, part)
+
+    @device
+    def store(memory, i, local, at):
+        for k in range(0, W, part):
+            store_part(memory, i + k, local, at + k)
+
+    return store_part if part == W else store
+
+
+@cuda_kernel(
+    FLOATS + HALVES, SHAPES, without=lambda dtype, lanes, access: dtype in HALVES and lanes != 32, vector=is_wide
+)
+def run_sums(S, L, access):
     """Of RUN sorted places: out[v, id] of the ids that begin and end among them; partial[v, piece] = (the sum of the
     id that began before, that of the one that goes on behind)."""
-    W = tile_width(T, access)
-    size = AHEAD * W
-    load, store = vector_access(T, W)
+    T, W = arithmetic(S), tile_width(S, access)
+    part = tile_width(T, access)
+    ahead = AHEAD if part == W else AHEAD // 2  # as many bytes under way
+    size = ahead * W
+    load, store = vector_access(S, W)[0], _store(T, W, part)
 
     @device
     def clear(total):
@@ -67,7 +100,7 @@ def run_sums(T, L, access):
     def body(
         ids: pointer(int32),
         order: pointer(int32),
-        dy: pointer(T),
+        dy: pointer(S),
         out: pointer(T),
         partial: pointer(T),
         count: int64,
@@ -91,10 +124,10 @@ def run_sums(T, L, access):
             kept = (v * pieces + piece) * 2 * n + column
             p = start
             while p < end:
-                for u in range(AHEAD):
+                for u in range(ahead):
                     if p + u < end:
                         load(dy, (v * count + order[p + u]) * n + column, rows, u * W)
-                for u in range(AHEAD):
+                for u in range(ahead):
                     if p + u < end:
                         if ids[p + u] != own:
                             if before:
@@ -105,7 +138,7 @@ def run_sums(T, L, access):
                             own, before = ids[p + u], False
                         for k in range(W):
                             total[k] += rows[u * W + k]
-                p += AHEAD
+                p += ahead
             if before:
                 store(partial, kept, total, 0)
             elif end < count and ids[end] == own:
@@ -160,9 +193,14 @@ def join_runs(T, L, access):
 
 
 def _serves(ids, *arrays):
-    """Whether the kernels take ids, and arrays of one dtype of float32 and float64, with something to move."""
+    """Whether the kernels take ids, and arrays of one dtype, with something to move."""
     integers = getattr(ids, "dtype", None) is not None and ids.dtype.kind in "iu"
-    return integers and 0 < ids.size < 2**31 and takes(*arrays)
+    return integers and 0 < ids.size < 2**31 and takes(*arrays, dtypes=FLOATS + HALVES)
+
+
+def _in_pairs(table):
+    """Whether rows of float16 and bfloat16 can be moved as float32."""
+    return str(table.dtype) in FLOATS or (table.shape[-1] % 2 == 0 and address(table) % 4 == 0)
 
 
 def _shape(n, *arrays):
@@ -180,6 +218,8 @@ def _width(n, T, shape):
 def gathered(xp, ids, table):
     """table[v, ids] of a stack (V, K, n) -> (V, *ids, n)."""
     (table,) = contiguous(xp, table)
+    if str(table.dtype) in HALVES:
+        return gathered(xp, ids, table.view(xp.float32)).view(table.dtype)
     places = xp.ascontiguousarray(ids, dtype=xp.int32)
     (V, K, n), count = table.shape, ids.size
     out = empty(xp, (V, *ids.shape, n), table.dtype)
@@ -198,17 +238,19 @@ def summed(xp, ids, dy, K):
     order = xp.argsort(flat, kind="stable")
     places, order = (xp.ascontiguousarray(i, dtype=xp.int32) for i in (flat[order], order))
     pieces = blocks(count, RUN)
-    out, partial = xp.zeros((V, K, n), dy.dtype), empty(xp, (V, pieces, 2, n), dy.dtype)
+    T, deep = working(dy.dtype), min(V, GRID_Z)
+    out, partial = xp.zeros((V, K, n), T), empty(xp, (V, pieces, 2, n), T)
     shape = _shape(n, dy, out, partial)
-    across, deep = _width(n, dy.dtype, shape), min(V, GRID_Z)
-    grid = (blocks(pieces * shape[0], THREADS), across, deep)
+    shape = (32, shape[1]) if dy.dtype != T else shape
+    grid = (blocks(pieces * shape[0], THREADS), _width(n, dy.dtype, shape), deep)
     run_sums[dy.dtype, *shape](grid, THREADS, places, order, dy, out, partial, count, K, n, V)
-    join_runs[dy.dtype, *shape]((pieces - 1, across, deep), THREADS, places, partial, out, count, K, n, V)
-    return out
+    grid = (pieces - 1, _width(n, T, shape), deep)
+    join_runs[T, *shape](grid, THREADS, places, partial, out, count, K, n, V)
+    return narrow(out, dy.dtype)
 
 
 def _forward(xp, ids, table):
-    if not _serves(ids, table) or not table.size:
+    if not _serves(ids, table) or not table.size or not _in_pairs(table):
         return NotImplemented
     return gathered(xp, ids, table[None])[0], (ids, table)
 
@@ -224,7 +266,7 @@ def _vjp(xp, saved, dy, need):
 
 def _jvp(xp, saved, dx):
     ids, table = saved
-    if not _serves(ids, table, dx[1]) or not table.size:
+    if not _serves(ids, table, dx[1]) or not table.size or not _in_pairs(dx[1]):
         return NotImplemented
     return gathered(xp, ids, dx[1])
 

@@ -4,6 +4,8 @@ One source for hardware and simulator. On hardware the names are Numba's (plus a
 NUMBA_ENABLE_CUDASIM=1 each has a twin in Python. Everything private to numba-cuda is here and in `compiler`.
 """
 
+from dataclasses import dataclass
+
 from .launch import SIMULATED, THREADS, pointer, vector_width
 
 if SIMULATED:
@@ -12,6 +14,8 @@ if SIMULATED:
         cuda,
         device,
         divide,
+        dynamic_shared,
+        element_access,
         float32,
         float64,
         int32,
@@ -19,6 +23,7 @@ if SIMULATED:
         math,
         quotient,
         square_root,
+        uint8,
         uint32,
         uint64,
         vector_access,
@@ -29,6 +34,8 @@ else:
         cuda,
         device,
         divide,
+        dynamic_shared,
+        element_access,
         float32,
         float64,
         int32,
@@ -36,6 +43,7 @@ else:
         math,
         quotient,
         square_root,
+        uint8,
         uint32,
         uint64,
         vector_access,
@@ -45,23 +53,32 @@ __all__ = [
     "INFINITY",
     "WARP",
     "across_groups",
+    "add",
     "all_lanes",
+    "arithmetic",
     "as_pointer",
+    "bfloat16",
     "cuda",
     "device",
     "divide",
+    "dynamic_shared",
+    "element_access",
+    "float16",
     "float32",
     "float64",
     "int32",
     "int64",
+    "larger",
     "math",
     "maximum",
     "pointer",
     "quotient",
+    "reduction",
     "reductions",
     "row_access",
     "square_root",
     "tile_access",
+    "uint8",
     "uint32",
     "uint64",
     "vector_access",
@@ -72,6 +89,21 @@ INFINITY = float("inf")
 all_lanes = 0xFFFFFFFF
 
 
+@dataclass(frozen=True)
+class Storage:
+    """What memory holds and nothing is computed in: a dtype by its name, loaded as float32 and rounded when stored."""
+
+    name: str
+
+
+float16, bfloat16 = Storage("float16"), Storage("bfloat16")
+
+
+def arithmetic(S):
+    """The number type that memory of type S is computed in."""
+    return float32 if isinstance(S, Storage) else S
+
+
 @device
 def maximum(a, b):
     """The larger; b where either is NaN."""
@@ -79,18 +111,25 @@ def maximum(a, b):
 
 
 @device
-def _add(a, b):
+def add(a, b):
     return a + b
 
 
-def tile_access(T, width):
+@device
+def larger(a, b):
+    """The larger; NaN where either is, as NumPy's maximum."""
+    return a if a > b or a != a else b
+
+
+def tile_access(S, width):
     """-> device functions load, store(memory, start, end, local, at, wide): a tile of `width` elements, memory[start:],
-    from and to local[at:].
+    from and to local[at:]. S is the type of the memory; locals are of type arithmetic(S).
 
     One access of 16 bytes where `wide` (the host's word that `start` is aligned) and the tile ends before `end`, else
     element by element, leaving out those from `end` on.
     """
-    load_vector, store_vector = vector_access(T, width)
+    load_vector, store_vector = vector_access(S, width)
+    get, put = element_access(S)
 
     @device
     def load(memory, start, end, local, at, wide):
@@ -99,7 +138,7 @@ def tile_access(T, width):
         else:
             for k in range(width):
                 if start + k < end:
-                    local[at + k] = memory[start + k]
+                    local[at + k] = get(memory, start + k)
 
     @device
     def store(memory, start, end, local, at, wide):
@@ -108,19 +147,19 @@ def tile_access(T, width):
         else:
             for k in range(width):
                 if start + k < end:
-                    memory[start + k] = local[at + k]
+                    put(memory, start + k, local[at + k])
 
     return load, store
 
 
-def row_access(T, lanes, held):
+def row_access(S, lanes, held):
     """-> device functions load, store(memory, base, n, lane, local, wide).
 
     A row of n <= lanes * held elements at index `base`, spread over the local arrays of `held` elements of neighbouring
     lanes, tile by tile; load leaves what lies beyond n as it is.
     """
-    W = min(held, vector_width(T))
-    load_tile, store_tile = tile_access(T, W)
+    W = min(held, vector_width(S))
+    load_tile, store_tile = tile_access(S, W)
 
     @device
     def load(memory, base, n, lane, local, wide):
@@ -184,37 +223,40 @@ def _over_block(T, combine, neutral):
 def reductions(T, lanes=WARP):
     """-> device functions (sum, max) over groups of `lanes` lanes, or over the block where lanes is None.
     All lanes (all threads) must call them; the block's size is a multiple of 32."""
-    if lanes is None:
-        return _over_block(T, _add, 0.0), _over_block(T, maximum, -INFINITY)
-    return _over_lanes(_add, lanes), _over_lanes(maximum, lanes)
+    return reduction(T, add, 0.0, lanes), reduction(T, maximum, -INFINITY, lanes)
 
 
-def across_groups(T, lanes, width):
-    """-> device function add(local): sums local arrays of `width` elements over the groups of `lanes` (8 to 32)
-    neighbouring threads of a block of THREADS. The first group ends with the sums; the order is fixed. All threads
-    call it."""
+def reduction(T, combine, neutral, lanes):
+    """-> device function like those of `reductions`, for a function of two and its neutral number."""
+    return _over_block(T, combine, neutral) if lanes is None else _over_lanes(combine, lanes)
+
+
+def across_groups(T, lanes, width, combine=add, neutral=0.0):
+    """-> device function reduce(local): sums (or combines) local arrays of `width` elements over the groups of `lanes`
+    (8 to 32) neighbouring threads of a block of THREADS. The first group ends with the result; the order is fixed. All
+    threads call it."""
     warps = THREADS // WARP
     size = THREADS * width
 
     @device
-    def add(local):
+    def reduce(local):
         slots = cuda.shared.array(size, T)
         t = int32(cuda.threadIdx.x)
         lane, warp = t & int32(31), t >> int32(5)
         for k in range(width):
             s = local[k]
             if lanes <= 16:
-                s += cuda.shfl_xor_sync(all_lanes, s, 16)
+                s = combine(s, cuda.shfl_xor_sync(all_lanes, s, 16))
             if lanes <= 8:
-                s += cuda.shfl_xor_sync(all_lanes, s, 8)
+                s = combine(s, cuda.shfl_xor_sync(all_lanes, s, 8))
             slots[(k * warps + warp) * WARP + lane] = s
         cuda.syncthreads()
         if t < lanes:
             for k in range(width):
-                s = T(0)
+                s = T(neutral)
                 for w in range(warps):
-                    s += slots[(k * warps + w) * WARP + t]
+                    s = combine(s, slots[(k * warps + w) * WARP + t])
                 local[k] = s
         cuda.syncthreads()  # the slots may be used again
 
-    return add
+    return reduce

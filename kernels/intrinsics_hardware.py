@@ -1,6 +1,7 @@
 """Numba's names for what kernels use, and the few instructions Numba lacks, as LLVM or inline PTX."""
 
 import math  # noqa: F401  (on hardware Numba maps it to libdevice, by dtype)
+from functools import cache
 
 import numpy as np
 
@@ -25,13 +26,31 @@ from llvmlite import ir  # noqa: E402
 from numba.cuda import types  # noqa: E402
 from numba.cuda.extending import intrinsic  # noqa: E402
 
+from .intrinsics_half import PACKED, half_access, half_vectors  # noqa: E402
+
 float32, float64 = types.float32, types.float64
 int32, int64, uint32, uint64 = types.int32, types.int64, types.uint32, types.uint64
+uint8 = types.uint8
+
+_DECLARED: dict[tuple, object] = {}
 
 
 def device(function):
-    """Declare a device function; it is always inlined."""
-    return cuda.jit(device=True, forceinline=True)(function)
+    """Declare a device function; it is always inlined.
+
+    Kernels of one kind make the same device functions again and again: one made of the same code and the same
+    surrounding values (which must be hashable) is the one made before, so Numba types and lowers it once for all.
+    """
+    around = [_distinct(cell.cell_contents) for cell in function.__closure__ or ()]
+    key = (function.__module__, function.__code__, *around)
+    if key not in _DECLARED:
+        _DECLARED[key] = cuda.jit(device=True, forceinline=True)(function)
+    return _DECLARED[key]
+
+
+def _distinct(value):
+    """Tell apart what Python calls equal: 1, 1.0 and True; 0.0 and -0.0."""
+    return (type(value), repr(value)) if isinstance(value, int | float) else value
 
 
 def _assembly(builder, template, constraints, values):
@@ -74,11 +93,26 @@ def quotient(typing_context, a, b):
     return types.int32(types.int32, types.int32), emit
 
 
+@cache
+def element_access(S):
+    """-> (get, put): one element of a pointer, as a number of its arithmetic type."""
+    if S.name in PACKED:
+        return half_access(S.name)
+    return device(lambda memory, i: memory[i]), device(_put)
+
+
+def _put(memory, i, value):
+    memory[i] = value
+
+
+@cache
 def vector_access(T, width):
     """-> (load, store): move `width` elements of a pointer, from index i, to and from local[at:].
 
     width * itemsize is 16: one LDG.E.128 or STG.E.128, so the address must be a multiple of 16.
     """
+    if T.name in PACKED:
+        return half_vectors(T.name, width)
     nbytes = width * T.bitwidth // 8
 
     def vector_at(context, builder, memory, i):
@@ -119,6 +153,7 @@ def _constant(k):
     return ir.Constant(ir.IntType(32), k)
 
 
+@cache
 def as_pointer(T):
     """-> function from an address (uint64) and the size of what lies there (used by the simulator) to a pointer.
 
@@ -134,3 +169,23 @@ def as_pointer(T):
         return types.CPointer(T)(types.uint64, types.int64), emit
 
     return at
+
+
+@cache
+def dynamic_shared(T):
+    """-> function of a number of elements (used by the simulator) to a pointer to the block's dynamic shared memory.
+
+    The launch says how much there is. It starts on a boundary of 16 bytes; a kernel asks for it once."""
+
+    @intrinsic
+    def memory(typing_context, size):
+        def emit(context, builder, signature, values):
+            kind = context.get_data_type(T)
+            array = ir.GlobalVariable(builder.module, ir.ArrayType(kind, 0), "dynamic_shared_memory", addrspace=3)
+            array.linkage, array.align = "external", 16
+            start = builder.bitcast(array, ir.PointerType(kind, 3))
+            return builder.addrspacecast(start, ir.PointerType(kind))
+
+        return types.CPointer(T)(types.int64), emit
+
+    return memory

@@ -4,7 +4,7 @@ import ctypes
 from types import SimpleNamespace
 
 import numpy as np
-from numpy import float32, float64, int32, int64, uint32, uint64  # noqa: F401
+from numpy import float32, float64, int32, int64, uint8, uint32, uint64  # noqa: F401
 from scipy.special import erf
 
 from .simulator import Cuda, Memory
@@ -31,8 +31,21 @@ def quotient(a, b):
     return int32(a) // int32(b)
 
 
-def vector_access(T, width):
-    """-> (load, store): move `width` elements between memory[i:] and local[at:]."""
+def element_access(S):
+    """-> (get, put): one element of memory, as a number of its arithmetic type."""
+    narrow = getattr(S, "name", None) in ("float16", "bfloat16")
+
+    def get(memory, i):
+        return float32(memory[i]) if narrow else memory[i]
+
+    def put(memory, i, value):
+        memory[i] = value
+
+    return get, put
+
+
+def vector_access(S, width):
+    """-> (load, store): move `width` elements between memory[i:] and local[at:]; NumPy converts halves."""
 
     def load(memory, i, local, at):
         local.array[at : at + width] = memory.vector(i, width)
@@ -52,3 +65,12 @@ def as_pointer(T):
         return Memory(np.frombuffer(raw, element), f"memory at {int(address):#x}")
 
     return at
+
+
+def dynamic_shared(T):
+    """-> function of a number of elements to the block's shared memory of that size."""
+
+    def memory(size):
+        return cuda.shared.array(int(size), T)
+
+    return memory

@@ -9,11 +9,11 @@ blocks that stay, in the pass that writes dx (`norm_sums`). The Jacobian is writ
 """
 
 from . import norms
-from .launch import Kernel
+from .launch import FLOATS, HALVES, Kernel
 
 
 def _forward(xp, x, w=None, b=None, *, eps):
-    if not norms.serves(x, w, b):
+    if not norms.serves(x, w, b, dtypes=FLOATS + HALVES):
         return NotImplemented
     y, mean, r = norms.forward(xp, "layer_norm", x, w, b, eps)
     return y, (x, mean, r, w)
@@ -21,14 +21,14 @@ def _forward(xp, x, w=None, b=None, *, eps):
 
 def _vjp(xp, saved, dy, need, *, eps):
     x, mean, r, w = saved
-    if not norms.serves(x, mean, r, w, dy):
+    if not norms.serves(x, w, dy, statistics=(mean, r), dtypes=FLOATS + HALVES):
         return NotImplemented
     return tuple(norms.cotangents(xp, "layer_norm", x, mean, r, w, dy, need))
 
 
 def _jvp(xp, saved, dx, *, eps):
     x, mean, r, w = saved
-    if not norms.serves(x, mean, r, w, *dx):
+    if not norms.serves(x, w, *dx, statistics=(mean, r)):
         return NotImplemented
     return norms.derivative(xp, "layer_norm", "jvp", x, mean, r, w, *dx)
 
@@ -36,7 +36,9 @@ def _jvp(xp, saved, dx, *, eps):
 def _jacobian(xp, saved, *, eps):
     """dense (..., D, D)."""
     x, mean, r, w = saved
-    return norms.jacobian(xp, "layer_norm", x, mean, r, w) if norms.serves(x, mean, r, w) else NotImplemented
+    return (
+        norms.jacobian(xp, "layer_norm", x, mean, r, w) if norms.serves(x, w, statistics=(mean, r)) else NotImplemented
+    )
 
 
 layer_norm = Kernel(_forward, _vjp, _jvp, _jacobian)

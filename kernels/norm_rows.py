@@ -9,15 +9,18 @@ shuffles, or by a block. Each number moves once, 16 bytes a lane where rows are 
 variance costs no memory traffic, nor does a third, which corrects the mean. Weights come from the cache, where every
 row finds them.
 Aligned rows and others have kernels of their own: one branch an element fewer, and half the registers.
-Longer rows: see `norm_streams`.
+Longer rows: see `norm_streams`. float16 and bfloat16 (S) are widened to float32 (T) as they are loaded; mean and r are
+float32. They have the shapes of HALF_GROUPS and no jvp and Jacobian; streams serve the rows that those do not.
 """
 
 import numpy as np
 
 from .intrinsics import (
+    arithmetic,
     cuda,
     device,
     divide,
+    element_access,
     int32,
     int64,
     pointer,
@@ -27,7 +30,7 @@ from .intrinsics import (
     tile_access,
     vector_access,
 )
-from .launch import THREADS, cuda_kernel, dtype_of, vector_width
+from .launch import FLOATS, HALVES, THREADS, cuda_kernel, dtype_of, vector_width
 
 KINDS = ("layer_norm", "rms_norm")
 MODES = ("vjp", "jvp")
@@ -35,8 +38,17 @@ MODES = ("vjp", "jvp")
 # "wide": 16 bytes at a time, for aligned rows; "single": one element.
 GROUPS = tuple((*g, "wide") for g in ((8, 4), (32, 4), (32, 16), (256, 8), (256, 16)))
 GROUPS += tuple((*g, "single") for g in ((8, 4), (32, 4), (32, 8)))
+HALF_GROUPS = ((32, 16, "wide"), (256, 16, "wide"))  # of float16 and bfloat16
 LONG = ((256, 32, "wide"), (256, 64, "wide"))  # forward alone, which holds one array
 SHRINK = {"float32": 2.0**-80, "float64": 2.0**-600}
+
+
+def left_out(dtype, *variant):
+    """Shapes of the other storage; float64 on sm_100 keeps the first in local memory."""
+    group = tuple(variant[-3:])
+    if dtype in HALVES:
+        return group not in HALF_GROUPS or "jvp" in variant
+    return group not in GROUPS or (dtype == "float64" and group == GROUPS[0])
 
 
 def is_wide(*key):
@@ -54,16 +66,16 @@ def row_sum(T, L):
     return reductions(T, L if L <= 32 else None)[0]
 
 
-def tile_width(T, access):
+def tile_width(S, access):
     """Elements of one access."""
-    return vector_width(T) if access == "wide" else 1
+    return vector_width(S) if access == "wide" else 1
 
 
-def row_tiles(T, L, R, access):
+def row_tiles(S, L, R, access):
     """-> device functions load, store(memory, base, n, lane, held): a row of n elements at memory[base:], spread over
     the local arrays of L lanes tile by tile; what lies beyond n is left as it is. n is a multiple of the access."""
-    W = tile_width(T, access)
-    load_tile, store_tile = vector_access(T, W)
+    W = tile_width(S, access)
+    load_tile, store_tile = vector_access(S, W)
 
     @device
     def load(memory, base, n, lane, held):
@@ -80,9 +92,9 @@ def row_tiles(T, L, R, access):
     return load, store
 
 
-def shifter(T, L, R, access):
+def shifter(S, L, R, access):
     """-> device function: held -= m for the n elements of a row, not for what lies beyond."""
-    W = tile_width(T, access)
+    W = tile_width(S, access)
 
     @device
     def subtract(held, n, lane, m):
@@ -94,11 +106,11 @@ def shifter(T, L, R, access):
     return subtract
 
 
-def weighting(T, L, R, access):
+def weighting(S, L, R, access):
     """-> device functions times, plus and plus_product(held, [factor,] vector, base, n, lane): a held row by the row at
     vector[base:], element by element; plus_product adds factor * vector."""
-    W = tile_width(T, access)
-    load_tile, _ = vector_access(T, W)
+    T, W = arithmetic(S), tile_width(S, access)
+    load_tile, _ = vector_access(S, W)
 
     def over_tiles(combine):
         @device
@@ -118,11 +130,13 @@ def weighting(T, L, R, access):
     return times, plus, over_tiles(device(lambda a, h, b: a + h * b))
 
 
-def reciprocal_root(T):
+def reciprocal_root(S):
     """-> device function: r = 1 / sqrt(v + eps) of the row x[base : base + n] with mean m and variance v.
 
     Where v overflowed, every lane adds up the squares of smaller numbers by itself: such rows are rare, and shuffles
     in a branch would be calls on sm_80. Kahan's sum, since one lane adds them all."""
+    T = arithmetic(S)
+    get, _ = element_access(S)
     limits, small = np.finfo(dtype_of(T)), SHRINK[dtype_of(T).name]
     least, largest = float(limits.tiny), float(limits.max)
 
@@ -130,7 +144,7 @@ def reciprocal_root(T):
     def mean_of_small_squares(x, base, n, m):
         s, lost, j = T(0), T(0), int32(0)
         while j < n:
-            d = (x[base + j] - m) * T(small)
+            d = (get(x, base + j) - m) * T(small)
             t = d * d - lost
             total = s + t
             lost = (total - s) - t
@@ -149,22 +163,23 @@ def reciprocal_root(T):
 
 
 @cuda_kernel(
+    dtypes=FLOATS + HALVES,
     variants=[(kind, *g) for kind in KINDS for g in GROUPS],
-    without=lambda dtype, kind, *g: dtype == "float64" and g == GROUPS[0],  # sm_100 keeps it in local memory
+    without=left_out,
     vector=is_wide,
 )
-def held_forward(T, kind, L, R, access):
+def held_forward(S, kind, L, R, access):
     """y, mean and r of rows of n <= L * R elements, a group of L lanes a row, R elements a lane."""
-    centred = kind == "layer_norm"
-    add, root = row_sum(T, L), reciprocal_root(T)
-    load, store = row_tiles(T, L, R, access)
-    subtract, (times, plus, _) = shifter(T, L, R, access), weighting(T, L, R, access)
+    T, centred = arithmetic(S), kind == "layer_norm"
+    add, root = row_sum(T, L), reciprocal_root(S)
+    load, store = row_tiles(S, L, R, access)
+    subtract, (times, plus, _) = shifter(S, L, R, access), weighting(S, L, R, access)
 
     def body(
-        x: pointer(T),
-        w: pointer(T),
-        b: pointer(T),
-        y: pointer(T),
+        x: pointer(S),
+        w: pointer(S),
+        b: pointer(S),
+        y: pointer(S),
         mean: pointer(T),
         scale: pointer(T),
         rows: int64,
@@ -218,27 +233,28 @@ def long_forward(T, kind, L, R, access):
 
 
 @cuda_kernel(
+    dtypes=FLOATS + HALVES,
     variants=[(kind, mode, *g) for kind in KINDS for mode in MODES for g in GROUPS],
-    without=lambda dtype, kind, mode, *g: dtype == "float64" and g == GROUPS[0],
+    without=left_out,
     vector=is_wide,
     registers=128,  # two rows held: two blocks a multiprocessor, at most
 )
-def held_derivative(T, kind, mode, L, R, access):
+def held_derivative(S, kind, mode, L, R, access):
     """out[v] = dx (vjp, of d[v]) or dy (jvp, of d[v], dw[v] and db[v]), v < V; h stays in registers."""
-    centred, back = kind == "layer_norm", mode == "vjp"
-    add, subtract = row_sum(T, L), shifter(T, L, R, access)
-    load, store = row_tiles(T, L, R, access)
-    times, plus, plus_product = weighting(T, L, R, access)
+    T, centred, back = arithmetic(S), kind == "layer_norm", mode == "vjp"
+    add, subtract = row_sum(T, L), shifter(S, L, R, access)
+    load, store = row_tiles(S, L, R, access)
+    times, plus, plus_product = weighting(S, L, R, access)
 
     def body(
-        x: pointer(T),
+        x: pointer(S),
         mean: pointer(T),
         scale: pointer(T),
-        w: pointer(T),
-        d: pointer(T),
-        dw: pointer(T),
-        db: pointer(T),
-        out: pointer(T),
+        w: pointer(S),
+        d: pointer(S),
+        dw: pointer(S),
+        db: pointer(S),
+        out: pointer(S),
         rows: int64,
         n: int32,
         V: int64,

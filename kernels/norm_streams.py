@@ -5,18 +5,18 @@ off by are added in one pass (mean d^2 - (mean d)^2, where the second is small),
 without the first. Derivatives take two passes. 16 bytes a thread, adjacent threads adjacent addresses.
 """
 
-from .intrinsics import INFINITY, cuda, device, divide, int32, int64, pointer, tile_access
-from .launch import THREADS, cuda_kernel, vector_width
+from .intrinsics import INFINITY, arithmetic, cuda, device, divide, int32, int64, pointer, tile_access
+from .launch import FLOATS, HALVES, THREADS, cuda_kernel, vector_width
 from .norm_rows import KINDS, MODES, reciprocal_root, row_sum
 
 
-@cuda_kernel(variants=[(kind,) for kind in KINDS], vector=lambda *key: True)
-def streamed_forward(T, kind):
+@cuda_kernel(dtypes=FLOATS + HALVES, variants=[(kind,) for kind in KINDS], vector=lambda *key: True)
+def streamed_forward(S, kind):
     """The same for long rows, a block a row: the mean, then its correction and the squares, then y."""
-    centred, W = kind == "layer_norm", vector_width(T)
+    T, centred, W = arithmetic(S), kind == "layer_norm", vector_width(S)
     add = row_sum(T, THREADS)
-    load, store = tile_access(T, W)
-    root = reciprocal_root(T)
+    load, store = tile_access(S, W)
+    root = reciprocal_root(S)
 
     @device
     def moments(x, base, n, m, wide):
@@ -34,10 +34,10 @@ def streamed_forward(T, kind):
         return add(s), add(q) * inverse
 
     def body(
-        x: pointer(T),
-        w: pointer(T),
-        b: pointer(T),
-        y: pointer(T),
+        x: pointer(S),
+        w: pointer(S),
+        b: pointer(S),
+        y: pointer(S),
         mean: pointer(T),
         scale: pointer(T),
         n: int32,
@@ -78,22 +78,28 @@ def streamed_forward(T, kind):
     return body
 
 
-@cuda_kernel(variants=[(kind, mode) for kind in KINDS for mode in MODES], vector=lambda *key: True)
-def streamed_derivative(T, kind, mode):
+@cuda_kernel(
+    dtypes=FLOATS + HALVES,
+    variants=[(kind, mode) for kind in KINDS for mode in MODES],
+    without=lambda dtype, kind, mode: dtype in HALVES and mode == "jvp",
+    vector=lambda *key: True,
+)
+def streamed_derivative(S, kind, mode):
     """The same for long rows, a block a row: the two sums in one pass, the result in a second."""
-    centred, back, W = kind == "layer_norm", mode == "vjp", vector_width(T)
+    T, centred, back, W = arithmetic(S), kind == "layer_norm", mode == "vjp", vector_width(S)
+    early = W == 8  # products before the next load: three tiles of 8 numbers are more than the registers hold
     add = row_sum(T, THREADS)
-    load, store = tile_access(T, W)
+    load, store = tile_access(S, W)
 
     def body(
-        x: pointer(T),
+        x: pointer(S),
         mean: pointer(T),
         scale: pointer(T),
-        w: pointer(T),
-        d: pointer(T),
-        dw: pointer(T),
-        db: pointer(T),
-        out: pointer(T),
+        w: pointer(S),
+        d: pointer(S),
+        dw: pointer(S),
+        db: pointer(S),
+        out: pointer(S),
         rows: int64,
         n: int32,
         V: int64,
@@ -131,11 +137,16 @@ def streamed_derivative(T, kind, mode):
             while j < n:
                 for k in range(W):
                     ws[k], bs[k], tile[k] = T(1), T(0), T(0)
-                load(x, here + j, here + n, h, 0, wide)
+                if not early:
+                    load(x, here + j, here + n, h, 0, wide)
                 if has_d:
                     load(d, base + j, base + n, tile, 0, wide)
                 if has_w:
                     load(w, j, n, ws, 0, wide)
+                if early:
+                    for k in range(W):
+                        tile[k], ws[k] = tile[k] * ws[k], T(1)
+                    load(x, here + j, here + n, h, 0, wide)
                 if has_db:
                     load(db, v * n + j, v * n + n, bs, 0, wide)
                 for k in range(W):

@@ -6,40 +6,94 @@ that add up columns, 128 wide, of x and dy read again. Either way a block ends w
 second, small sum over the blocks completes them: bit-identical from run to run.
 """
 
-from .intrinsics import across_groups, cuda, divide, int32, int64, pointer, tile_access
-from .launch import THREADS, cuda_kernel, vector_width
-from .norm_rows import KINDS, is_wide, row_sum, row_tiles, shifter, weighting
+from .intrinsics import (
+    across_groups,
+    arithmetic,
+    cuda,
+    device,
+    divide,
+    int32,
+    int64,
+    pointer,
+    tile_access,
+    vector_access,
+)
+from .launch import FLOATS, HALVES, THREADS, cuda_kernel, vector_width
+from .norm_rows import KINDS, is_wide, row_sum, row_tiles, shifter, tile_width, weighting
 
 # (lanes that share a row, elements each holds) as in `norm_rows`; four arrays are held.
 GROUPS = tuple((*g, "wide") for g in ((8, 4), (32, 4), (32, 8), (256, 8), (256, 16)))
 GROUPS += tuple((*g, "single") for g in ((8, 4), (32, 4)))
+HALF_GROUPS = ((32, 8, "wide"), (256, 16, "wide"))  # of float16 and bfloat16
 STAYING = 132 * 4  # blocks that stay, of the longest rows half: four and two for each of 132 multiprocessors
 DEPTH = 16  # rows a thread of `column_sums` adds up
 LANES = 32  # threads of it across the columns
 
 
+def _sums_store(S, L, R, access):
+    """-> device function store(memory, base, n, lane, held): as that of `row_tiles`, in the type of the arithmetic."""
+    T, W = arithmetic(S), tile_width(S, access)
+    if T is S:
+        return row_tiles(S, L, R, access)[1]
+    part = min(W, vector_width(T))
+    _, store_part = vector_access(T, part)
+
+    @device
+    def store(memory, base, n, lane, held):
+        for t in range(R // W):
+            if (t * L + lane) * W < n:
+                for at in range(0, W, part):
+                    store_part(memory, base + (t * L + lane) * W + at, held, t * W + at)
+
+    return store
+
+
+def _tile_store(T, W):
+    """-> device function store as that of `tile_access`, for tiles of several times 16 bytes too."""
+    part = min(W, vector_width(T))
+    _, store_part = tile_access(T, part)
+    if part == W:
+        return store_part
+
+    @device
+    def store(memory, start, end, local, at, wide):
+        for k in range(0, W, part):
+            store_part(memory, start + k, end, local, at + k, wide)
+
+    return store
+
+
+def _left_out(dtype, kind, *group):
+    """As in `norm_rows`."""
+    if dtype in HALVES:
+        return group not in HALF_GROUPS
+    return dtype == "float64" and (group[1] > 8 or group == GROUPS[0])
+
+
 @cuda_kernel(
+    dtypes=FLOATS + HALVES,
     variants=[(kind, *g) for kind in KINDS for g in GROUPS],
-    without=lambda dtype, kind, *g: dtype == "float64" and (g[1] > 8 or g == GROUPS[0]),  # as in `norm_rows`
+    without=_left_out,
     vector=is_wide,
     registers=128,  # two blocks a multiprocessor, which stay
 )
-def held_sums(T, kind, L, R, access):
-    """dx[v] and partial[v, block] = (sums of dy h, sums of dy) of the block's rows."""
-    centred = kind == "layer_norm"
-    add, subtract = row_sum(T, L), shifter(T, L, R, access)
-    load, store = row_tiles(T, L, R, access)
-    times, _, _ = weighting(T, L, R, access)
+def held_sums(S, kind, L, R, access):
+    """dx[v] and partial[v, block] = (sums of dy h, sums of dy) of the block's rows, in the type of the arithmetic."""
+    T, centred = arithmetic(S), kind == "layer_norm"
+    add, subtract = row_sum(T, L), shifter(S, L, R, access)
+    load, store = row_tiles(S, L, R, access)
+    store_sums = _sums_store(S, L, R, access)
+    times, _, _ = weighting(S, L, R, access)
     groups = THREADS // L
     add_groups = across_groups(T, L, R) if groups > 1 else None
 
     def body(
-        x: pointer(T),
+        x: pointer(S),
         mean: pointer(T),
         scale: pointer(T),
-        w: pointer(T),
-        dy: pointer(T),
-        dx: pointer(T),
+        w: pointer(S),
+        dy: pointer(S),
+        dx: pointer(S),
         partial: pointer(T),
         rows: int64,
         n: int32,
@@ -90,27 +144,28 @@ def held_sums(T, kind, L, R, access):
                     add_groups(of_b)
             place = (v * int64(cuda.gridDim.x) + int64(cuda.blockIdx.x)) * 2 * n
             if group == 0:
-                store(partial, place, n, lane, of_w)
+                store_sums(partial, place, n, lane, of_w)
                 if centred:
-                    store(partial, place + n, n, lane, of_b)
+                    store_sums(partial, place + n, n, lane, of_b)
             v += int64(cuda.gridDim.y)
 
     return body
 
 
-@cuda_kernel(variants=[(kind,) for kind in KINDS], vector=lambda *key: True)
-def column_sums(T, kind):
+@cuda_kernel(dtypes=FLOATS + HALVES, variants=[(kind,) for kind in KINDS], vector=lambda *key: True, registers=128)
+def column_sums(S, kind):
     """partial[v, block of rows] = (sums of dy h, sums of dy), a block 32 threads wide and DEPTH rows a thread deep."""
-    centred, W = kind == "layer_norm", vector_width(T)
-    load, store = tile_access(T, W)
+    T, centred, W = arithmetic(S), kind == "layer_norm", vector_width(S)
+    load, _ = tile_access(S, W)
+    store = _tile_store(T, W)
     add = across_groups(T, LANES, W)
     groups = THREADS // LANES
 
     def body(
-        x: pointer(T),
+        x: pointer(S),
         mean: pointer(T),
         scale: pointer(T),
-        dy: pointer(T),
+        dy: pointer(S),
         partial: pointer(T),
         rows: int64,
         n: int32,

@@ -5,7 +5,8 @@ Host functions of arrays, with `kind` one of KINDS; a mean or weights that are n
 
 from functools import lru_cache
 
-from .launch import GRID_Z, THREADS, aligned, blocks, contiguous, empty, takes, vector_width
+from ..precision import narrow, working
+from .launch import FLOATS, GRID_Z, THREADS, aligned, blocks, contiguous, empty, takes, vector_width
 from .norm_rows import GROUPS, LONG, group_of, held_derivative, held_forward, long_forward, row_jacobians
 from .norm_streams import streamed_derivative, streamed_forward
 from .norm_sums import DEPTH, LANES, STAYING, column_sums, held_sums
@@ -15,9 +16,14 @@ from .softmax_rows import FILL
 LONGEST = 2**22  # elements of a row: 32-bit places within it, and GRID_Z blocks across
 
 
-def serves(*arrays):
-    """Whether the kernels take these arrays, x first: one dtype of float32 and float64, something to compute."""
-    return takes(*arrays) and 0 < arrays[0].shape[-1] <= LONGEST and arrays[0].size > 0
+def serves(*arrays, statistics=(), dtypes=FLOATS):
+    """Whether the kernels take these arrays, x first: of one of the dtypes, something to compute; `statistics`, mean
+    and r (None is skipped), of the dtype that x is computed in."""
+    if not takes(*arrays, dtypes=dtypes) or any(
+        s is not None and s.dtype != working(arrays[0].dtype) for s in statistics
+    ):
+        return False
+    return 0 < arrays[0].shape[-1] <= LONGEST and arrays[0].size > 0
 
 
 def _wide(n, *arrays):
@@ -41,8 +47,8 @@ def forward(xp, kind, x, w, b, eps):
     x, w, b = contiguous(xp, x, w, b)
     n = x.shape[-1]
     rows = x.size // n
-    y, r = empty(xp, x.shape, x.dtype), empty(xp, (*x.shape[:-1], 1), x.dtype)
-    mean = empty(xp, r.shape, x.dtype) if kind == "layer_norm" else None
+    y, r = empty(xp, x.shape, x.dtype), empty(xp, (*x.shape[:-1], 1), working(x.dtype))
+    mean = empty(xp, r.shape, r.dtype) if kind == "layer_norm" else None
     given = (x, x if w is None else w, x if b is None else b, y, r if mean is None else mean, r)
     wide, flags = _wide(n, x, w, b, y), (w is not None, b is not None, eps)
     if group := _held(held_forward, x.dtype, (kind,), n, wide, GROUPS):
@@ -83,6 +89,7 @@ def cotangents(xp, kind, x, mean, r, w, dy, need):
         partial = _column_partials(xp, kind, x, mean, r, dy)
     used = partial if kind == "layer_norm" else partial[:, :, :1]  # no sums for a bias
     sums = used[:, 0] if partial.shape[1] == 1 else xp.sum(used, axis=1)
+    sums = narrow(sums, dy.dtype)
     return [dx, *(sums[:, i] if needed else None for i, needed in enumerate(need[1:]))]
 
 
@@ -91,8 +98,8 @@ def _held_cotangents(xp, kind, x, mean, r, w, dy, need_dx, group):
     n, V, (lanes, held, _) = x.shape[-1], dy.shape[0], group
     rows = x.size // n
     across = min(blocks(rows * lanes, THREADS), STAYING if held < 16 else STAYING // 2)
-    dx, partial = empty(xp, dy.shape, x.dtype) if need_dx else None, empty(xp, (V, across, 2, n), x.dtype)
-    given = (x, r if mean is None else mean, r, x if w is None else w, dy, partial if dx is None else dx, partial)
+    dx, partial = empty(xp, dy.shape, x.dtype) if need_dx else None, empty(xp, (V, across, 2, n), r.dtype)
+    given = (x, r if mean is None else mean, r, x if w is None else w, dy, dy if dx is None else dx, partial)
     held_sums[x.dtype, kind, *group](_grid(across, V), THREADS, *given, rows, n, V, w is not None, need_dx)
     return dx, partial
 
@@ -102,7 +109,7 @@ def _column_partials(xp, kind, x, mean, r, dy):
     n, V, W = x.shape[-1], dy.shape[0], vector_width(x.dtype)
     rows = x.size // n
     deep = blocks(rows, DEPTH * (THREADS // LANES))
-    partial = empty(xp, (V, deep, 2, n), x.dtype)
+    partial = empty(xp, (V, deep, 2, n), r.dtype)
     grid = (deep, blocks(n, LANES * W), min(V, GRID_Z))
     given = (x, r if mean is None else mean, r, dy, partial, rows, n, V, _wide(n, x, dy, partial))
     column_sums[x.dtype, kind](grid, THREADS, *given)

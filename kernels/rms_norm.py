@@ -8,11 +8,11 @@ blocks that stay, in the pass that writes dx (`norm_sums`). The Jacobian is writ
 """
 
 from . import norms
-from .launch import Kernel
+from .launch import FLOATS, HALVES, Kernel
 
 
 def _forward(xp, x, w=None, *, eps):
-    if not norms.serves(x, w):
+    if not norms.serves(x, w, dtypes=FLOATS + HALVES):
         return NotImplemented
     y, _, r = norms.forward(xp, "rms_norm", x, w, None, eps)
     return y, (x, r, w)
@@ -20,14 +20,14 @@ def _forward(xp, x, w=None, *, eps):
 
 def _vjp(xp, saved, dy, need, *, eps):
     x, r, w = saved
-    if not norms.serves(x, r, w, dy):
+    if not norms.serves(x, w, dy, statistics=(r,), dtypes=FLOATS + HALVES):
         return NotImplemented
     return tuple(norms.cotangents(xp, "rms_norm", x, None, r, w, dy, need))
 
 
 def _jvp(xp, saved, dx, *, eps):
     x, r, w = saved
-    if not norms.serves(x, r, w, *dx):
+    if not norms.serves(x, w, *dx, statistics=(r,)):
         return NotImplemented
     return norms.derivative(xp, "rms_norm", "jvp", x, None, r, w, *dx)
 
@@ -35,7 +35,7 @@ def _jvp(xp, saved, dx, *, eps):
 def _jacobian(xp, saved, *, eps):
     """dense (..., D, D)."""
     x, r, w = saved
-    return norms.jacobian(xp, "rms_norm", x, None, r, w) if norms.serves(x, r, w) else NotImplemented
+    return norms.jacobian(xp, "rms_norm", x, None, r, w) if norms.serves(x, w, statistics=(r,)) else NotImplemented
 
 
 rms_norm = Kernel(_forward, _vjp, _jvp, _jacobian)

@@ -17,10 +17,11 @@ its derivative is softmax's, and that of causal rows moves only what is attended
 from math import prod
 
 from . import softmax_masked_rows as masked
-from .launch import THREADS, Kernel, address, aligned, blocks, contiguous, empty, takes, vector_width
+from .launch import FLOATS, HALVES, THREADS, Kernel, address, aligned, blocks, contiguous, empty, takes, vector_width
 from .softmax_rows import (
     FILL,
     group_of,
+    groups_of,
     held_rows,
     held_rows_derivative,
     outer_rows,
@@ -37,7 +38,7 @@ def _forward(xp, kind, x, out_shape):
     rows = x.size // n
     y = empty(xp, out_shape, x.dtype)
     wide = aligned(x, y) and n % vector_width(x.dtype) == 0
-    if group := group_of(n):
+    if group := group_of(n, groups_of(x.dtype)):
         held_rows[x.dtype, kind, *group](blocks(rows * group[0], THREADS), THREADS, x, y, rows, n, wide)
     else:
         streamed_rows[x.dtype, kind](rows, THREADS, x, y, n, wide)
@@ -46,7 +47,7 @@ def _forward(xp, kind, x, out_shape):
 
 def _derivative_of(xp, kind, y, lse, d, out_shape):
     """The derivative of `kind` on a stack d; y is what was saved (..., n), lse (...) is logsumexp's result or None."""
-    if not takes(y, lse, d) or y.size == 0:
+    if not takes(y, lse, d, dtypes=FLOATS + HALVES) or y.size == 0:
         return NotImplemented
     y, lse, d = contiguous(xp, y, lse, d)
     n, V = y.shape[-1], d.shape[0]
@@ -54,7 +55,7 @@ def _derivative_of(xp, kind, y, lse, d, out_shape):
     out = empty(xp, out_shape, d.dtype)
     wide = aligned(y, d, out) and n % vector_width(y.dtype) == 0
     arguments = (y, y if lse is None else lse, d, out, rows, n, V, wide)
-    if group := group_of(n):
+    if group := group_of(n, groups_of(y.dtype)):
         across = blocks(rows * group[0], THREADS)
         kernel = held_rows_derivative[y.dtype, kind, *group]
     else:
@@ -63,29 +64,29 @@ def _derivative_of(xp, kind, y, lse, d, out_shape):
     return out
 
 
-def _serves(x, axis):
-    return takes(x) and x.size > 0 and axis == x.ndim - 1
+def _serves(x, axis, dtypes=FLOATS):
+    return takes(x, dtypes=dtypes) and x.size > 0 and axis == x.ndim - 1
 
 
 def _row_op(kind, jvp_kind):
     """The Kernel of softmax or log_softmax."""
 
     def forward(xp, x, *, axis):
-        if not _serves(x, axis):
+        if not _serves(x, axis, FLOATS + HALVES):
             return NotImplemented
         y = _forward(xp, kind, x, x.shape)
         return y, (y,)
 
     def vjp(xp, saved, dy, need, *, axis):
         (y,) = saved
-        if not need[0] or not _serves(y, axis):
+        if not need[0] or not _serves(y, axis, FLOATS + HALVES):
             return (None,) if not need[0] else NotImplemented
         dx = _derivative_of(xp, kind, y, None, dy, dy.shape)
         return dx if dx is NotImplemented else (dx,)
 
     def jvp(xp, saved, dx, *, axis):
         (y,) = saved
-        if dx[0] is None or not _serves(y, axis):
+        if dx[0] is None or not _serves(y, axis, FLOATS + HALVES):
             return NotImplemented
         return _derivative_of(xp, jvp_kind, y, None, dx[0], dx[0].shape)
 

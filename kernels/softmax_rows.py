@@ -4,13 +4,18 @@ Short rows live in the registers of 8 or 32 lanes: read once, written once, 16 b
 reductions are shuffles, and no thread waits for another warp. Long rows take a block each: one pass finds the maximum m
 and the sum s together, rescaling the sum when the maximum moves (Milakov & Gimelshein 2018, arXiv:1805.02867); a second
 finds the row in L2. A row that is all -inf has no m to subtract: it is replaced by 0, and 1/s by 0.
+
+float16 and bfloat16 (S) are widened to float32 (T) as they are loaded and rounded once as they are stored; they have
+half as many shapes, and the scalar path of a block serves what is not aligned.
 """
 
 from .intrinsics import (
     INFINITY,
+    arithmetic,
     cuda,
     device,
     divide,
+    element_access,
     int32,
     int64,
     math,
@@ -20,17 +25,25 @@ from .intrinsics import (
     row_access,
     tile_access,
 )
-from .launch import cuda_kernel, vector_width
+from .launch import FLOATS, HALVES, cuda_kernel, vector_width
 
 FORWARD = ("softmax", "log_softmax", "logsumexp")
 BACKWARD = ("softmax", "log_softmax", "log_softmax_jvp", "logsumexp", "logsumexp_jvp")
 # (lanes that share a row, elements each holds): a row takes the first shape it fits in, or a whole block.
 GROUPS = ((8, 1), (32, 1), (32, 4), (32, 16))
+HALF_GROUPS = ((8, 8), (32, 16))  # of float16 and bfloat16
 FILL = 4096  # blocks that keep any GPU busy
 
 
 def _promise(dtype, kind, lanes, held):
     return held > 1
+
+
+def _left_out(dtype, kind, *group):
+    """Shapes of the other storage; of logsumexp in float16 and bfloat16 the rule serves."""
+    if dtype in FLOATS:
+        return group not in ((), *GROUPS)
+    return group not in ((), *HALF_GROUPS) or kind.startswith("logsumexp")
 
 
 def finite_shift(T):
@@ -43,15 +56,22 @@ def finite_shift(T):
     return finite
 
 
-@cuda_kernel(variants=[(kind, *g) for kind in FORWARD for g in GROUPS], vector=_promise)
-def held_rows(T, kind, L, R):
+@cuda_kernel(
+    dtypes=FLOATS + HALVES,
+    variants=[(kind, *g) for kind in FORWARD for g in dict.fromkeys(GROUPS + HALF_GROUPS)],
+    without=_left_out,
+    vector=_promise,
+)
+def held_rows(S, kind, L, R):
     """y = kind(x) for rows of n <= L * R elements, a group of L lanes a row, R elements a lane."""
+    T = arithmetic(S)
     add, largest = reductions(T, L)
     finite = finite_shift(T)
-    load, store = row_access(T, L, R)
+    load, store = row_access(S, L, R)
+    _, put = element_access(S)
     is_softmax, is_sum = kind == "softmax", kind == "logsumexp"
 
-    def body(x: pointer(T), y: pointer(T), rows: int64, n: int32, wide: int32):
+    def body(x: pointer(S), y: pointer(S), rows: int64, n: int32, wide: int32):
         thread = int64(cuda.blockIdx.x) * int64(cuda.blockDim.x) + int64(cuda.threadIdx.x)
         row, lane = thread // L, int32(thread % L)
         mine = n if row < rows else int32(0)
@@ -73,7 +93,7 @@ def held_rows(T, kind, L, R):
         scale = divide(T(1), s) if s != T(0) else T(0)
         if is_sum:
             if mine > 0 and lane == 0:
-                y[row] = m + log_s
+                put(y, row, m + log_s)
         else:
             for k in range(R):
                 if is_softmax:
@@ -85,16 +105,20 @@ def held_rows(T, kind, L, R):
     return body
 
 
-@cuda_kernel(variants=[(kind,) for kind in FORWARD], vector=lambda *key: True)
-def streamed_rows(T, kind):
+@cuda_kernel(
+    dtypes=FLOATS + HALVES, variants=[(kind,) for kind in FORWARD], without=_left_out, vector=lambda *key: True
+)
+def streamed_rows(S, kind):
     """y = kind(x) for long rows, a block a row: m and s in one pass, y in a second."""
+    T = arithmetic(S)
     add, largest = reductions(T, None)
     finite = finite_shift(T)
-    W = vector_width(T)
-    load, store = tile_access(T, W)
+    W = vector_width(S)
+    load, store = tile_access(S, W)
+    _, put = element_access(S)
     is_softmax, is_sum = kind == "softmax", kind == "logsumexp"
 
-    def body(x: pointer(T), y: pointer(T), n: int32, wide: int32):
+    def body(x: pointer(S), y: pointer(S), n: int32, wide: int32):
         row, first = int64(cuda.blockIdx.x), int32(cuda.threadIdx.x) * W
         base = row * n
         tile = cuda.local.array(W, T)
@@ -118,7 +142,7 @@ def streamed_rows(T, kind):
         scale = divide(T(1), s) if s != T(0) else T(0)
         if is_sum:
             if first == 0:
-                y[row] = top + log_s
+                put(y, row, top + log_s)
             return
         j = first
         while j < n:
@@ -160,23 +184,30 @@ def _derivative(T, kind):
     return probability, term, result
 
 
-@cuda_kernel(variants=[(kind, *g) for kind in BACKWARD for g in GROUPS], vector=_promise)
-def held_rows_derivative(T, kind, L, R):
+@cuda_kernel(
+    dtypes=FLOATS + HALVES,
+    variants=[(kind, *g) for kind in BACKWARD for g in dict.fromkeys(GROUPS + HALF_GROUPS)],
+    without=_left_out,
+    vector=_promise,
+)
+def held_rows_derivative(S, kind, L, R):
     """out[v] = the derivative of `kind` applied to d[v], v < V; y is what was saved, x and lse (rows) for logsumexp."""
+    T = arithmetic(S)
     probability, term, result = _derivative(T, kind)
     add, _ = reductions(T, L)
-    load, store = row_access(T, L, R)
+    load, store = row_access(S, L, R)
+    get, put = element_access(S)
     one_in, one_out = kind == "logsumexp", kind == "logsumexp_jvp"
     of_sum = one_in or one_out  # exp(x - lse) is normalised anew: a large lse is rounded
     PAD = 0.0 if kind == "softmax" else -INFINITY  # probability 0
 
     def body(
-        y: pointer(T), lse: pointer(T), d: pointer(T), out: pointer(T), rows: int64, n: int32, V: int64, wide: int32
+        y: pointer(S), lse: pointer(S), d: pointer(S), out: pointer(S), rows: int64, n: int32, V: int64, wide: int32
     ):
         thread = int64(cuda.blockIdx.x) * int64(cuda.blockDim.x) + int64(cuda.threadIdx.x)
         row, lane = thread // L, int32(thread % L)
         mine = n if row < rows else int32(0)
-        shift = lse[row] if mine > 0 else T(0)
+        shift = get(lse, row) if mine > 0 else T(0)
         p, held = cuda.local.array(R, T), cuda.local.array(R, T)
         for k in range(R):
             p[k] = T(PAD)
@@ -195,7 +226,7 @@ def held_rows_derivative(T, kind, L, R):
             place = v * rows + row
             s = T(0)
             if one_in:
-                s = d[place] if mine > 0 else T(0)
+                s = get(d, place) if mine > 0 else T(0)
             else:
                 for k in range(R):
                     held[k] = T(0)
@@ -205,7 +236,7 @@ def held_rows_derivative(T, kind, L, R):
                 s = add(s)
             if one_out:
                 if mine > 0 and lane == 0:
-                    out[place] = s
+                    put(out, place, s)
             else:
                 for k in range(R):
                     held[k] = result(p[k], held[k], s)
@@ -215,21 +246,25 @@ def held_rows_derivative(T, kind, L, R):
     return body
 
 
-@cuda_kernel(variants=[(kind,) for kind in BACKWARD], vector=lambda *key: True)
-def streamed_rows_derivative(T, kind):
+@cuda_kernel(
+    dtypes=FLOATS + HALVES, variants=[(kind,) for kind in BACKWARD], without=_left_out, vector=lambda *key: True
+)
+def streamed_rows_derivative(S, kind):
     """The same for long rows, a block a row: the sum in one pass, the result in a second."""
+    T = arithmetic(S)
     probability, term, result = _derivative(T, kind)
     add, _ = reductions(T, None)
-    W = vector_width(T)
-    load, store = tile_access(T, W)
+    W = vector_width(S)
+    load, store = tile_access(S, W)
+    get, put = element_access(S)
     one_in, one_out = kind == "logsumexp", kind == "logsumexp_jvp"
     of_sum = one_in or one_out
 
     def body(
-        y: pointer(T), lse: pointer(T), d: pointer(T), out: pointer(T), rows: int64, n: int32, V: int64, wide: int32
+        y: pointer(S), lse: pointer(S), d: pointer(S), out: pointer(S), rows: int64, n: int32, V: int64, wide: int32
     ):
         row, first = int64(cuda.blockIdx.x), int32(cuda.threadIdx.x) * W
-        base, shift = row * n, lse[row]
+        base, shift = row * n, get(lse, row)
         p, tile = cuda.local.array(W, T), cuda.local.array(W, T)
         q = T(0)
         if of_sum:
@@ -245,7 +280,7 @@ def streamed_rows_derivative(T, kind):
             place = v * rows + row
             there, s = place * n, T(0)
             if one_in:
-                s = d[place]
+                s = get(d, place)
             else:
                 j = first
                 while j < n:
@@ -260,7 +295,7 @@ def streamed_rows_derivative(T, kind):
             j = first
             if one_out:
                 if j == 0:
-                    out[place] = s
+                    put(out, place, s)
                 j = n
             while j < n:
                 load(y, base + j, base + n, p, 0, wide)
@@ -300,6 +335,11 @@ def outer_rows(T, L):
     return body
 
 
-def group_of(n):
-    """The shape of GROUPS that holds a row of n elements, or None."""
-    return next(((lanes, held) for lanes, held in GROUPS if n <= lanes * held), None)
+def groups_of(dtype):
+    """The shapes that kernels of a dtype have."""
+    return HALF_GROUPS if str(dtype) in HALVES else GROUPS
+
+
+def group_of(n, groups):
+    """The first of the shapes that holds a row of n elements, or None."""
+    return next(((lanes, held) for lanes, held in groups if n <= lanes * held), None)

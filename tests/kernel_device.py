@@ -38,7 +38,7 @@ def call(rule, *args, **static):
     else:
         result = rule(where(), *to(args), **static)
     for a, b in zip(_arrays(args), before, strict=True):
-        np.testing.assert_array_equal(a, b, err_msg="an input was changed")
+        assert a.tobytes() == b.tobytes(), "an input was changed"
     return back(result)
 
 

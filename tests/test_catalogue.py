@@ -97,8 +97,7 @@ def test_unknown_architecture():
         inspection._capability("90")
 
 
-def test_reading_a_listing():
-    listing = """
+LISTING = """
         /*0000*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
         /*0010*/              @!P0 STL.64 [R1], R4 ;
         /*0020*/                   DADD R4, R4, R4 ;
@@ -106,8 +105,13 @@ def test_reading_a_listing():
         /*0040*/                   CALL.REL.NOINC 0x0 ;
         /*0050*/                   RET.REL.NODEC R2 0x0 ;
         /*0060*/                   NOP ;
-    """
-    figures = inspection._figures(listing, "REG:24 STACK:8 SHARED:128")
+"""
+
+
+def test_reading_a_listing(monkeypatch):
+    monkeypatch.setattr(inspection, "_on_file", lambda data, *command: LISTING)
+    code = bytes(7 * 16)
+    figures = inspection._figures(inspection._count({code: "sm_90"}, "nvdisasm")[code], (24, 8, 128))
     assert figures == {
         "registers": 24,
         "stack_bytes": 8,
@@ -122,3 +126,26 @@ def test_reading_a_listing():
         "calls": 1,
         "float64_ops": 1,
     }
+
+
+def test_one_listing_of_several_kernels(monkeypatch):
+    """All code of an architecture is read at once, and every instruction is counted where it belongs."""
+    read = []
+
+    def on_file(data, command, *options):
+        read.append((data, options[-1]))
+        return LISTING if options[-1] == "SM90" else LISTING[:60]
+
+    monkeypatch.setattr(inspection, "_on_file", on_file)
+    first, second, third = b"a" * 32, b"b" * 80, b"c" * 16
+    counts = inspection._count({first: "sm_90", second: "sm_90", third: "sm_80"}, "nvdisasm")
+    assert sorted(read) == [(first + second, "SM90"), (third, "SM80")]
+    assert counts[first] == {"LDG.E.128": 1, "STL.64": 1}
+    assert counts[second] == {"DADD": 1, "LD.E": 1, "CALL.REL.NOINC": 1, "RET.REL.NODEC": 1, "NOP": 1}
+    assert counts[third] == {"LDG.E.128": 1}
+
+
+def test_an_instruction_that_is_not_in_the_listing(monkeypatch):
+    monkeypatch.setattr(inspection, "_on_file", lambda data, *command: LISTING)
+    with pytest.raises(RuntimeError, match="every instruction"):
+        inspection._count({bytes(8 * 16): "sm_90"}, "nvdisasm")

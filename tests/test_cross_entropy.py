@@ -4,6 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 from rulecheck import Case, RuleCheck, close, randn
+from standin import MODULE, rules_only, to_numpy, to_standin
 
 import gradlib as gl
 from gradlib.op import REGISTRY
@@ -115,3 +116,59 @@ def test_unsigned_labels_and_a_long_text_in_float16():
         assert gl.cross_entropy(logits, np.array([0, 3, 1], kind)) == pytest.approx(np.log(4))
     long = gl.cross_entropy(np.zeros((100_000, 4), np.float16), np.zeros(100_000, int))
     assert long.dtype == np.float16 and long == pytest.approx(np.log(4), rel=1e-3)
+
+
+BAD = np.array([1, 3, -1, 2])  # the middle ones are no classes of three
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("ignore", [None, -1])
+def test_on_a_device_a_label_that_is_no_class_gives_nan(reduction, ignore):
+    x = randn(4, 3)
+    static = {"reduction": reduction, "ignore_index": ignore, "label_smoothing": 0.1}
+    good = OP.forward(np, x, np.where((BAD < 0) | (BAD > 2), 0, BAD), **static | {"reduction": "none"})
+    wrong = np.array([False, True, ignore is None, False])
+    with rules_only():
+        y, (g, _) = to_numpy(OP.forward(MODULE, *to_standin((x, BAD)), **static))
+    assert np.isnan(g[wrong]).all()
+    close(g[[0, 3]], good[1][0][[0, 3]], 1e-15)
+    if reduction == "none":
+        assert np.isnan(y[wrong]).all()
+        close(y[[0, 3]], good[0][[0, 3]], 1e-15)
+    else:
+        assert np.isnan(y)
+    if ignore is not None:
+        assert (g[2] == 0).all()
+
+
+def test_on_a_device_nothing_waits_for_the_labels(monkeypatch):
+    x, labels = to_standin((randn(4, 3), BAD))
+
+    def read(self, *args):
+        raise AssertionError("waits for the device")
+
+    def both(x):
+        first = gl.value_and_grad(_loss)(x, labels, ignore_index=-1)
+        return first, gl.grad(lambda x: gl.grad(_loss)(x, labels)[0, 0])(x)
+
+    with rules_only(), monkeypatch.context() as m:
+        for name in ("__bool__", "__int__", "__float__", "get", "item"):
+            m.setattr(type(x), name, read)
+        (value, dx), second = both(x)
+    assert np.isnan(value.get()) and np.isnan(dx.get()).any(1).tolist() == [False, True, False, False]
+    close(second.get()[0], gl.grad(lambda x: gl.grad(_loss)(x, np.array([1, 0, 0, 2]))[0, 0])(x.get())[0], 1e-15)
+
+
+def test_on_a_device_detect_anomaly_checks_labels():
+    x, labels = to_standin((randn(4, 3), BAD))
+    with rules_only(), gl.detect_anomaly(), pytest.raises(ValueError, match="label 3 is out of range for 3 classes"):
+        _loss(x, labels)
+    with rules_only(), gl.detect_anomaly(), pytest.raises(ValueError, match="every label is ignore_index 3"):
+        _loss(x, to_standin(np.full(4, 3)), ignore_index=3)
+
+
+def test_on_a_device_a_mean_over_no_row_is_nan_with_a_gradient_of_zero():
+    x, labels = to_standin((randn(4, 3), np.full(4, 3)))
+    with rules_only(), np.errstate(invalid="ignore"):
+        value, dx = gl.value_and_grad(_loss)(x, labels, ignore_index=3)
+    assert np.isnan(value.get()) and (dx.get() == 0).all()

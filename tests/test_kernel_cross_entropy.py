@@ -114,8 +114,17 @@ def test_label_that_is_no_class_gives_nan(n, label):
     assert np.isnan(y[2]) and np.isnan(g[2]).all() and np.isfinite(np.delete(y, 2)).all()
 
 
+def test_a_mean_over_no_row_is_nan_with_a_gradient_of_zero():
+    x, _ = data(7, "float32")
+    static = {"reduction": "mean", "ignore_index": 3, "label_smoothing": 0.0}
+    with np.errstate(invalid="ignore"):
+        y, saved = call(cross_entropy.forward, x, np.full(5, 3), **static)
+    dx, _ = call(cross_entropy.vjp, saved, np.ones(1, "float32"), (True, False), **static)
+    assert np.isnan(y) and saved[1] == 1 and (dx == 0).all()
+
+
 def test_what_is_left_to_the_rule():
     x, labels = data(4, "float32")
-    for bad in (x.astype("float16"), x[:0]):
+    for bad in (x.astype("longdouble"), x[:0]):
         result = call(cross_entropy.forward, bad, labels[: len(bad)], reduction="sum", **STATIC)
         assert result is NotImplemented

@@ -128,6 +128,6 @@ def test_strided_input():
 
 def test_what_is_left_to_the_rule():
     x = np.ones((3, 4), "float32")
-    for bad, axis in ((x, 0), (x.astype("float16"), 1), (np.ones((3, 0), "float32"), 1), (np.ones((0, 4)), 1)):
+    for bad, axis in ((x, 0), (x.astype("longdouble"), 1), (np.ones((3, 0), "float32"), 1), (np.ones((0, 4)), 1)):
         assert call(kernels.softmax.forward, bad, axis=axis) is NotImplemented
         assert call(kernels.softmax.vjp, (bad,), bad[None], (True,), axis=axis) is NotImplemented

@@ -16,6 +16,7 @@ import numpy as np
 from .. import tree
 from ..device import array_module
 from ..op import shape_of
+from ..precision import is_floating
 from ..trace import module_of, raw
 from ..transforms import Outputs, Primals, owned, pull, push
 from .budget import Budget
@@ -88,7 +89,7 @@ class DenseWork(Work):
     @cached_property
     def _costs(self) -> dict[str, tuple[int, Cost]]:
         trace, outputs = self.inside.trace, self.outputs
-        ends = tuple(s for s in outputs.slots if s is not None and trace.outs[s][1].kind == "f")
+        ends = tuple(s for s in outputs.slots if s is not None and is_floating(trace.outs[s][1]))
         found = whole_costs(graph_of(trace), tuple(self.inside.slots), ends)
         rev, fwd = found["rev"], found["fwd"]
         return {  # the unit vectors stay until the end of a sweep

@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import memory
 from ..capture import recorded
+from ..precision import wide
 from ..trace import Traced, module_of
 
 ALL = slice(None)
@@ -155,11 +156,6 @@ class Gathered(Paired):
         return (x == x.reshape((x.shape[0], 1, x.shape[1]))).astype(self.d.dtype)
 
 
-def wide(a: Any) -> Any:
-    """float16 as float32, in which sums are taken."""
-    return a.astype("float32") if a.dtype == "float16" else a
-
-
 def stack_along(g: Any, trace: bool) -> Any:
     """[V, B, ..., N] as it is; with `trace`, where the stack is summed over, as [1, B, ..., V * N]."""
     if not trace:
@@ -198,6 +194,9 @@ def _outer(x: Any, d: Any, out: Any = None) -> Any:
         return xp.matmul(xp.swapaxes(x, 1, 2), d)
     if out is None:
         out = memory.empty(xp, (b, v, k, n), d.dtype).swapaxes(0, 1)
+    if d.dtype.itemsize == 2:
+        out[...] = _outer(wide(x), wide(d))
+        return out
     if r != 1:
         xp.matmul(x.swapaxes(1, 2), d, out=out)
     elif xp is np:  # einsum over three axes costs half of what multiply does

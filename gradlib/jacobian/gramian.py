@@ -17,10 +17,11 @@ from math import isqrt, prod
 from typing import Any
 
 from ..op import describe
+from ..precision import wide
 from ..trace import Traced, module_of
 from .apart import Apart, pieces
 from .batched import Batched
-from .factors import ALL, Paired, gram_of_rows, stack_along, wide
+from .factors import ALL, Paired, gram_of_rows, stack_along
 from .samples import sample_units
 
 PIECE = 1 << 25  # bytes of Jacobians or cotangents to hold at a time

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from ..precision import wide
 from ..trace import module_of
 from ..transforms import pick, run
 from .batched import Batched, _axes, _wanted
 from .budget import Budget, budget
 from .jacobian_svd import DENSE, largest
 from .operator import JacobianOperator, is_traced
-from .sides import SamplesSide, Side, WholeSide, check_sampling, flat, is_diagonal, join, of_matrices, planned, widened
+from .sides import SamplesSide, Side, WholeSide, check_sampling, flat, is_diagonal, join, of_matrices, planned
 
 NAME = "jacobian_norm"
 
@@ -113,12 +114,12 @@ def _largest_singular_value(matrix: Any) -> Any:
 
 
 def _norm(x: Any, **options: Any) -> Any:
-    return module_of(x).linalg.norm(widened(x), **options)
+    return module_of(x).linalg.norm(wide(x), **options)
 
 
 def _root_of_squares(matrices: Any) -> Any:
     """The Frobenius norm of each of the matrices (b, M, N), without a copy of them."""
-    rows, xp = widened(flat(matrices, 1)), module_of(matrices)
+    rows, xp = wide(flat(matrices, 1)), module_of(matrices)
     return xp.sqrt(xp.matmul(rows[:, None, :], rows[:, :, None]))[:, 0, 0]
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..precision import wide
 from ..transforms import pick, run
 from .operator import JacobianOperator, is_traced
-from .sides import entries, widened
+from .sides import entries
 
 DENSE = 64  # up to this many rows or columns the matrix is formed
 TIE = 1 - 1e-3  # magnitudes that close to the largest are equal but for rounding
@@ -21,7 +22,8 @@ def jacobian_svd(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0, *, k
 
     M entries of f(x), N entries of the arguments `argnums` names, pytrees flattened as in `gl.JacobianOperator`;
     k from 1 to min(M, N), all of them where it is None; s descends. The first entry of each row of vt whose magnitude
-    is, but for 0.1 %, the row's largest is positive. float32 and float64 stay what they are; float16 gives float32.
+    is, but for 0.1 %, the row's largest is positive. float32 and float64 stay what they are; float16 and bfloat16 give
+    float32.
 
     Where min(M, N) is at most 64, or k more than a quarter of it, the matrix is formed and handed to LAPACK. Otherwise
     Lanczos (SciPy's `eigsh`, or CuPy's) finds the leading subspace X of JᵀJ, or of JJᵀ where that is smaller, by
@@ -76,10 +78,10 @@ def _of_tall(operator: JacobianOperator, k: int) -> tuple[Any, Any, Any]:
     """(u, s, vt) of an operator with no more columns than rows, from an SVD of J X."""
     linalg, n = operator.module.linalg, operator.shape[1]
     if n <= DENSE or 4 * k > n:
-        u, s, vt = linalg.svd(widened(operator.to_dense()), full_matrices=False)
+        u, s, vt = linalg.svd(wide(operator.to_dense()), full_matrices=False)
         return u[:, :k], s[:k], vt[:k]
     x = _leading(operator, k)
-    u, s, w = linalg.svd(widened(operator.matmat(x)), full_matrices=False)
+    u, s, w = linalg.svd(wide(operator.matmat(x)), full_matrices=False)
     return u, s, w @ x.T
 
 

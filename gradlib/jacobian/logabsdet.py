@@ -8,11 +8,11 @@ from math import prod
 from typing import Any
 
 from ..op import describe
+from ..precision import wide
 from ..trace import module_of
 from .batched import Batched, _axes, _wanted
 from .batched_work import BatchedWork
 from .budget import budget
-from .sides import widened
 
 NAME = "logabsdet"
 
@@ -23,7 +23,7 @@ def logabsdet(f: Callable[..., Any], argnums: int = 0, *, in_axes: Any = 0) -> C
     f works on the whole batch, (B, *in) -> (B, *out), one array each, with as many entries a sample on both sides.
     `argnums` names x, and `in_axes` says for each argument whether its first axis is the batch (0) or all samples
     share it (None), as for `gl.batch_jacobian`, which forms the matrices; they are factorised by LU. -inf where the
-    matrix is singular. Can be differentiated, by x and by the parameters f uses. float16 gives float32.
+    matrix is singular. Can be differentiated, by x and by the parameters f uses. float16 and bfloat16 give float32.
 
     Raises ValueError where f is not square or mixes samples, TypeError for x that is not floating point.
 
@@ -41,7 +41,7 @@ def logabsdet(f: Callable[..., Any], argnums: int = 0, *, in_axes: Any = 0) -> C
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         call = Batched(NAME, f, args, _axes(NAME, in_axes, len(args)), _wanted(NAME, argnums, args), kwargs)
         n = _size(call)
-        j = widened(BatchedWork(call, "auto", allowed, several=False).whole()[0])
+        j = wide(BatchedWork(call, "auto", allowed, several=False).whole()[0])
         return module_of(j).linalg.slogdet(j.reshape((call.samples, n, n)))[1]
 
     return wrapped

@@ -16,10 +16,11 @@ from functools import wraps
 from math import prod
 from typing import Any
 
+from ..precision import wide
 from ..trace import Traced, module_of
 from .apart import Apart, pieces
 from .batched import Batched, losses
-from .factors import Paired, wide
+from .factors import Paired
 
 PIECE = 1 << 23  # bytes to hold at a time; all samples at once for values that an outer transform traces
 
@@ -35,7 +36,7 @@ def per_sample_norms(
 
     The gradients themselves, `per_sample_grad`, are not formed for weights of products (`x @ w`, `gl.linear`) and for
     tables of which rows are picked; for other uses they are, for a few samples at a time. Squares are summed in the
-    arrays' dtype, float16 in float32.
+    arrays' dtype, float16 and bfloat16 in float32.
 
     Raises ValueError when `loss` mixes samples or does not return (B,), or `in_axes` does not match the arguments;
     TypeError for arguments that are not floating point.

@@ -11,11 +11,12 @@ import numpy as np
 from .. import tree
 from ..device import array_module
 from ..op import describe, shape_of
+from ..precision import is_real, wide
 from ..trace import Traced, module_of, raw
 from ..transforms import Outputs, Primals, hvp, owned, pull, push, run
 from ..transforms import _stack_of_one as stack_of_one
 from .budget import budget
-from .sides import WholeSide, entries, flat, join, widened
+from .sides import WholeSide, entries, flat, join
 
 
 class JacobianOperator:
@@ -111,10 +112,10 @@ class JacobianOperator:
             from cupyx.scipy.sparse.linalg import LinearOperator
         return LinearOperator(
             self.shape,
-            matvec=lambda v: widened(self.matvec(v.reshape(-1))),
-            rmatvec=lambda u: widened(self.rmatvec(u.reshape(-1))),
-            matmat=lambda v: widened(self.matmat(v)),
-            rmatmat=lambda u: widened(self.rmatmat(u)),
+            matvec=lambda v: wide(self.matvec(v.reshape(-1))),
+            rmatvec=lambda u: wide(self.rmatvec(u.reshape(-1))),
+            matmat=lambda v: wide(self.matmat(v)),
+            rmatmat=lambda u: wide(self.rmatmat(u)),
             dtype=np.promote_types(self.dtype, np.float32),
         )
 
@@ -124,7 +125,7 @@ class JacobianOperator:
         if len(shape) != ndim or shape[0] != length:
             expected = f"({length},)" if ndim == 1 else f"({length}, k)"
             raise ValueError(f"JacobianOperator.{name}: expected an array of shape {expected}, got {describe(v)}")
-        if array_module(raw(v)) is not self.module or v.dtype.kind not in "fiub":
+        if array_module(raw(v)) is not self.module or not is_real(v.dtype):
             where = self.module.__name__
             raise TypeError(f"JacobianOperator.{name}: expected real numbers in an array of {where}, got {describe(v)}")
         return v[None, :] if ndim == 1 else v.T

@@ -177,11 +177,6 @@ def join(parts: list[Any], axis: int) -> Any:
     return module_of(next((p for p in parts if type(p) is Traced), parts[0])).concatenate(parts, axis=axis)
 
 
-def widened(x: Any) -> Any:
-    """x in float32 where it is float16: what sums and LAPACK work in."""
-    return x.astype(np.float32) if x.dtype == np.float16 else x
-
-
 def check_sampling(name: str, samples: Any, noise: Any, seed: Any) -> None:
     """ValueError or TypeError for settings of an estimate that do not fit."""
     if samples is not None and (not isinstance(samples, (int, np.integer)) or samples < 1):

@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import tree
 from ..device import array_module, is_array
+from ..precision import is_floating
 
 
 class Module:
@@ -18,7 +19,7 @@ class Module:
 
     def init(self, seed: int | np.random.Generator, dtype: Any = np.float32, like: Any = None) -> Any:
         """Fresh parameters, a pytree of arrays of `dtype`, on the device of the array `like` (NumPy by default)."""
-        if np.dtype(dtype).kind != "f":
+        if not is_floating(np.dtype(dtype)):
             raise TypeError(f"{type(self).__name__}.init: expected a floating-point dtype, got {np.dtype(dtype)}")
         if like is not None and not is_array(like):
             raise TypeError(f"{type(self).__name__}.init: expected an array as like, got {type(like).__name__}")

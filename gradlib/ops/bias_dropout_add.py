@@ -14,6 +14,7 @@ from typing import Any
 from ..jacobian.blocks import Diagonal, Identity, RepeatedDiagonal
 from ..jacobian.factors import Rows, rows_by_sample
 from ..op import Op, describe, lift, shape_of, total
+from ..precision import is_floating, narrow, wide, working
 from .activations import ACTIVATIONS, slope
 from .batching import elementwise_batch
 from .dropout import Generator, check_rate, drawn, mask_scale
@@ -22,13 +23,14 @@ from .dropout import Generator, check_rate, drawn, mask_scale
 def _forward(
     xp: Any, x: Any, b: Any, residual: Any, seed: Any, counter: Any, *, activation: str | None, rate: float
 ) -> tuple:
-    y = _activated(xp, x if b is None else x + b, activation)
+    dtype = xp.result_type(*[a.dtype for a in (x, b, residual) if a is not None])
+    y = _activated(xp, wide(x) if b is None else wide(x) + wide(b), activation)
     like = xp.broadcast_to(xp.zeros((), x.dtype), x.shape)  # only for its shape
     saved = (None if activation is None else x, b, seed, counter, like)
     if seed is not None:
         y = y * mask_scale(xp, like, seed, counter, rate)
-    y = y if residual is None else residual + y
-    return (y + 0 if y is x else y), saved  # never the input itself
+    y = y if residual is None else wide(residual) + y
+    return (y + 0 if y is x else narrow(y, dtype)), saved  # never the input itself
 
 
 def _activated(xp: Any, z: Any, activation: str | None) -> Any:
@@ -40,13 +42,13 @@ def _activated(xp: Any, z: Any, activation: str | None) -> Any:
 
 def _slope(xp: Any, saved: tuple, activation: str | None, rate: float) -> Any:
     """act'(x + b) m, or None for 1."""
-    x, b, seed, counter, like = saved
-    s = None
+    *summands, seed, counter, like = saved
+    (x, b), s = map(wide, summands), None
     if activation is not None:
         z = x if b is None else x + b
         y = _activated(xp, z, activation) if ACTIVATIONS[activation].from_output else z  # else only its dtype counts
         s = slope(xp, activation, z, y)
-        s = s.astype(like.dtype) if s.dtype != like.dtype else s
+        s = narrow(s, working(like.dtype))
     if seed is not None:
         m = mask_scale(xp, like, seed, counter, rate)
         s = m if s is None else s * m
@@ -57,21 +59,22 @@ def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, activation: str | None,
     dz = None
     if need[0] or need[1]:
         s = _slope(xp, saved, activation, rate)
-        dz = dy if s is None else dy * s
+        dz = dy if s is None else narrow(wide(dy) * s, dy.dtype)
     db = total(xp, dz, tuple(range(1, dy.ndim - 1))) if need[1] else None
     return dz if need[0] else None, db, dy if need[2] else None, None, None
 
 
 def _jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None, rate: float) -> Any:
     shape = saved[-1].shape
-    parts = [lift(xp, d, len(shape)) for d in dx[:2] if d is not None]
+    parts = [lift(xp, wide(d), len(shape)) for d in dx[:2] if d is not None]
     dy: Any = None
     if parts:
         s = _slope(xp, saved, activation, rate)
         dz = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         dy = dz if s is None else dz * s
     if dx[2] is not None:
-        dy = dx[2] if dy is None else dy + dx[2]
+        dy = dx[2] if dy is None else dy + wide(dx[2])
+    dy = narrow(dy, xp.result_type(*[d.dtype for d in dx if d is not None]))
     return dy if dy.shape[1:] == shape else xp.broadcast_to(dy, (dy.shape[0], *shape))
 
 
@@ -82,7 +85,7 @@ def _vjp_each(
     if need[0] or need[2] or axis == -1:
         return None
     s = _slope(xp, saved, activation, rate)
-    rows = rows_by_sample(dy if s is None else dy * s, axis, 1)
+    rows = rows_by_sample(dy if s is None else narrow(wide(dy) * s, dy.dtype), axis, 1)
     return None, Rows(total(xp, rows, 2)), None, None, None
 
 
@@ -91,6 +94,7 @@ def _block(xp: Any, saved: tuple, i: int, *, activation: str | None, rate: float
     if i > 2:
         return None
     s = None if i == 2 else _slope(xp, saved, activation, rate)
+    s = None if s is None else narrow(s, like.dtype)
     if i == 1:
         return RepeatedDiagonal(like, like.shape, s)
     return Identity(like, like.shape) if s is None else Diagonal(s)
@@ -138,7 +142,7 @@ def bias_dropout_add(
 
 def _check(x: Any, b: Any, residual: Any, activation: Any, rate: Any, rng: Any) -> None:
     for name, a in (("x", x), ("b", b), ("residual", residual)):
-        if (a is not None or name == "x") and (not hasattr(a, "dtype") or a.dtype.kind != "f"):
+        if (a is not None or name == "x") and (not hasattr(a, "dtype") or not is_floating(a.dtype)):
             raise TypeError(f"bias_dropout_add: expected floating-point {name}, got {describe(a)}")
     if not shape_of(x):
         raise ValueError(f"bias_dropout_add: expected x (..., D), got {describe(x)}")

@@ -6,6 +6,9 @@
 
 Sources: Szegedy et al. 2016 (arXiv:1512.00567) for label smoothing; the convention for `ignore_index` and for the
 mean over rows that count is torch's. The logits are never normalised first: a softmax belongs after the loss.
+
+Labels are checked on the host only where the host has them: on a GPU it would have to wait for the device. There a row
+whose label is no class has a loss and a gradient of NaN.
 """
 
 from __future__ import annotations
@@ -17,22 +20,40 @@ from typing import Any
 import numpy as np
 
 from ..capture import effect
+from ..device import array_module
 from ..jacobian.blocks import RowGradient
 from ..op import Op, describe, shape_of, total
-from ..trace import Namespace, Traced
+from ..precision import is_floating, narrow, smallest, wide
+from ..trace import WATCHER, Namespace, Traced
 from .arithmetic import multiply
 from .batching import Mixed, Tag
-from .softmax import largest, log_softmax, smallest, softmax, summed
+from .softmax import SHORT, largest, log_softmax, softmax, summed
+
+_UNSIGNED = {n: np.dtype(f"u{n}") for n in (1, 2, 4, 8)}
 
 
 def _forward(
     xp: Any, logits: Any, labels: Any, *, reduction: str, ignore_index: int | None, label_smoothing: float
 ) -> tuple:
-    valid, one = None, xp.ones((), logits.dtype)
+    if logits.dtype.itemsize == 2:  # float16, bfloat16: the loss and g are rounded once, the count stays float32
+        static: dict[str, Any] = {
+            "reduction": reduction,
+            "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing,
+        }
+        y, (g, count) = _forward(xp, wide(logits), labels, **static)
+        return narrow(y, logits.dtype), (narrow(g, logits.dtype), count)
+    valid, one = None, logits.dtype.type(1) if xp is np else xp.ones((), logits.dtype)
     if ignore_index is not None:
         valid = xp.not_equal(labels, ignore_index)
         labels = xp.where(valid, labels, 0)
+    checked = xp is np or getattr(xp, "module", None) is np  # on a GPU nobody has looked at the labels
+    if not checked:
+        wrong = xp.logical_or(xp.less(labels, 0), xp.greater_equal(labels, logits.shape[-1]))
+        labels = xp.where(wrong, 0, labels)
     rows, g = (_traced_rows if type(xp) is Namespace else _one_pass)(xp, logits, labels, label_smoothing)
+    if not checked:
+        rows, g = xp.where(wrong, np.nan, rows), xp.where(xp.expand_dims(wrong, -1), np.nan, g)
     if valid is not None:
         rows = xp.where(valid, rows, 0)
         g = xp.where(xp.expand_dims(valid, -1), g, 0)
@@ -41,35 +62,31 @@ def _forward(
     axes = tuple(range(rows.ndim))
     if reduction == "sum":
         return total(xp, rows, axes), (g, one)
-    if logits.dtype == np.float16:  # neither the sum nor the count of a long text fits
-        rows, one = rows.astype(np.float32), one.astype(np.float32)
     count = one * rows.size if valid is None else total(xp, valid.astype(rows.dtype), axes)
-    return _as(total(xp, rows, axes) / count, logits), (g, count)
-
-
-def _as(x: Any, like: Any) -> Any:
-    return x if x.dtype == like.dtype else x.astype(like.dtype)
+    mean = narrow(total(xp, rows, axes) / count, logits.dtype)
+    return mean, (g, count if checked else xp.maximum(count, 1))  # where no row counts: NaN, with a gradient of 0
 
 
 def _one_pass(xp: Any, x: Any, labels: Any, smoothing: float) -> tuple[Any, Any]:
     """Row losses (...) and gradients (..., C) from one exponential of the logits."""
     shape, classes = x.shape, x.shape[-1]
-    x = xp.ascontiguousarray(x.reshape((-1, classes)))
-    at = xp.arange(0, x.size, classes) + labels.reshape(-1).astype(int)  # where the labels' logits lie in memory
-    shifted = x - xp.maximum(largest(xp, x, 1), smallest(x.dtype))
+    x, labels = x.reshape((-1, classes)), labels.reshape(-1).astype(int)
+    turned = xp is np and classes <= SHORT  # NumPy takes columns several times faster than short rows
+    x, axis = xp.ascontiguousarray(x.T if turned else x), 0 if turned else 1
+    at = xp.arange(len(labels))
+    at = labels * len(labels) + at if turned else at * classes + labels  # where the labels' logits lie in memory
+    shifted = x - xp.maximum(largest(xp, x, axis), smallest(x.dtype))
     g = xp.exp(shifted)
-    sums = summed(xp, g, 1)
-    if not bool(sums.all()):
-        sums = xp.where(sums == 0, 1, sums)  # 0 where every logit is -inf
+    sums = xp.maximum(summed(xp, g, axis), 1)  # exp(0) is in it, but where every logit is -inf
     logs = xp.log(sums).reshape(-1)
     rows = logs - shifted.reshape(-1)[at]
     g /= sums
     g.reshape(-1)[at] -= 1 - smoothing
     if smoothing:
         # Σ_c (logsumexp - x_c) / C; a masked class (-inf) makes it infinite, as it should
-        rows = (1 - smoothing) * rows + smoothing * (logs - shifted.mean(axis=1))
+        rows = (1 - smoothing) * rows + smoothing * (logs - shifted.mean(axis=axis))
         g -= smoothing / classes
-    return rows.reshape(shape[:-1]), g.reshape(shape)
+    return rows.reshape(shape[:-1]), xp.ascontiguousarray(g.T if turned else g).reshape(shape)
 
 
 def _traced_rows(xp: Any, x: Any, labels: Any, smoothing: float) -> tuple[Any, Any]:
@@ -83,20 +100,26 @@ def _traced_rows(xp: Any, x: Any, labels: Any, smoothing: float) -> tuple[Any, A
 
 def _scaled(saved: tuple, reduction: str) -> Any:
     g, count = saved
-    return _as(g / count, g) if reduction == "mean" else g
+    return narrow(g / count, g.dtype) if reduction == "mean" else g
 
 
 def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, reduction: str, **static: Any) -> tuple:
     if not need[0]:
         return None, None
     g, count = saved
+    if g.dtype.itemsize == 2:
+        dx, _ = _vjp(xp, (wide(g), count), wide(dy), need, reduction=reduction)
+        return narrow(dx, g.dtype), None
     if reduction == "none":
         return xp.expand_dims(dy, -1) * g, None
     rows = dy / count if reduction == "mean" else dy
-    return _as(rows.reshape((dy.shape[0],) + (1,) * g.ndim) * g, g), None
+    return narrow(rows.reshape((dy.shape[0],) + (1,) * g.ndim) * g, g.dtype), None
 
 
 def _jvp(xp: Any, saved: tuple, dx: tuple, *, reduction: str, **static: Any) -> Any:
+    g, count = saved
+    if g.dtype.itemsize == 2:
+        return narrow(_jvp(xp, (wide(g), count), (wide(dx[0]), None), reduction=reduction), g.dtype)
     d = total(xp, dx[0] * _scaled(saved, reduction), -1)
     return d if reduction == "none" else total(xp, d, tuple(range(1, d.ndim)))
 
@@ -124,7 +147,7 @@ _cross_entropy = Op("cross_entropy", forward=_forward, vjp=_vjp, jvp=_jvp, block
 
 
 def _check(logits: Any, labels: Any, reduction: str, ignore_index: int | None, label_smoothing: float) -> None:
-    if not hasattr(logits, "dtype") or logits.dtype.kind != "f" or not logits.ndim:
+    if not hasattr(logits, "dtype") or not is_floating(logits.dtype) or not logits.ndim:
         raise TypeError(f"cross_entropy: expected floating-point logits (..., C), got {describe(logits)}")
     if not hasattr(labels, "dtype") or labels.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: expected integer labels, got {describe(labels)}")
@@ -155,11 +178,11 @@ def _innermost(labels: Any) -> Any:
 
 
 def _check_labels(labels: Any, classes: int, ignore_index: int | None, reduction: str) -> None:
-    """Labels in range; on the GPU too, since a wrong label would read outside the logits."""
-    if not labels.size:
+    """Labels in range; on a GPU only under `gl.detect_anomaly`, since it waits for the device."""
+    if not labels.size or (type(labels) is not np.ndarray and array_module(labels) is not np and not WATCHER.get()):
         return
-    if ignore_index is None and int(labels.view(f"u{labels.dtype.itemsize}").max()) < classes:
-        return  # as unsigned numbers, the negative ones are the largest
+    if ignore_index is None and type(labels) is np.ndarray and _largest_unsigned(labels) < classes:
+        return
     bad = (labels < 0) | (labels >= classes)
     if ignore_index is not None:
         bad &= labels != ignore_index
@@ -168,6 +191,11 @@ def _check_labels(labels: Any, classes: int, ignore_index: int | None, reduction
     if bool(bad.any()):
         wrong = labels[bad].reshape(-1)[0]
         raise ValueError(f"cross_entropy: label {int(wrong)} is out of range for {classes} classes")
+
+
+def _largest_unsigned(labels: np.ndarray) -> int:
+    """The largest label, those below 0 being the largest of all."""
+    return int(np.maximum.reduce(labels.view(_UNSIGNED[labels.dtype.itemsize]), None))
 
 
 def cross_entropy(
@@ -185,7 +213,8 @@ def cross_entropy(
     array, or (...) for reduction="none", in nats.
 
     Raises TypeError for other dtypes; ValueError for shapes that do not fit, labels out of range, a mean over
-    nothing, unknown reductions.
+    nothing, unknown reductions. For labels on a GPU, which are not waited for, a row whose label is out of range has a
+    loss and a gradient of NaN instead, and a mean over ignored rows alone is NaN; `gl.detect_anomaly` raises there too.
 
     >>> import gradlib as gl, numpy as np
     >>> round(float(gl.cross_entropy(np.zeros((1, 4)), np.array([2]))), 6)

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from .. import tree
-from ..op import Op, describe
+from ..op import Op, describe, total
+from ..precision import is_narrow, wide
 from ..trace import Namespace
 from .index import _segment_sum
 
@@ -102,10 +103,9 @@ def _sum_rows(xp: Any, terms: Any, at: Any, rows: int) -> Any:
 
 
 def _by_scipy(f: Any, data: Any, x: Any) -> Any:
-    """f(data, x); float16, which SciPy's sparse matrices do not take, by way of float32."""
-    if np.result_type(data, x) != np.float16:
-        return f(data, x)
-    return f(data.astype(np.float32), x.astype(np.float32)).astype(np.float16)
+    """f(data, x); float16 and bfloat16, which SciPy's sparse matrices do not take, by way of float32."""
+    dtype = np.result_type(data.dtype, x.dtype)
+    return f(wide(data), wide(x)).astype(dtype) if is_narrow(dtype) else f(wide(data), wide(x))
 
 
 def _product(xp: Any, data: Any, indices: Any, indptr: Any, w: Any) -> Any:
@@ -121,7 +121,7 @@ def _transposed(xp: Any, data: Any, indices: Any, indptr: Any, z: Any, width: in
 
 
 def _dots(xp: Any, z: Any, w: Any, indices: Any, indptr: Any) -> Any:
-    return xp.sum(z[row_of_entry(xp, indptr)] * w[indices], axis=-1)
+    return total(xp, z[row_of_entry(xp, indptr)] * w[indices], -1)
 
 
 def _fold(xp: Any, d: Any) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 from ..capture import copied, effect, recorded
 from ..jacobian.blocks import Diagonal
 from ..op import Op, describe
+from ..precision import is_floating, narrow, wide, working
 from ..trace import Namespace, module_of
 
 # Multipliers of the two products, and the Weyl increments of the two key words.
@@ -60,7 +61,7 @@ def keep_mask(xp: Any, shape: tuple[int, ...], seed: Any, counter: Any, rate: fl
 
 def _scaled_mask(xp: Any, seed: Any, counter: Any, *, shape: tuple[int, ...], dtype: Any, rate: float) -> Any:
     """mask / (1 - rate)."""
-    return keep_mask(xp, shape, seed, counter, rate).astype(dtype) * (1 / (1 - rate))
+    return keep_mask(xp, shape, seed, counter, rate).astype(working(dtype)) * (1 / (1 - rate))
 
 
 # An op without derivative, so that a capture makes the mask anew at every replay, at any order.
@@ -68,7 +69,7 @@ _mask = Op("dropout_mask", forward=lambda xp, *x, **static: (_scaled_mask(xp, *x
 
 
 def mask_scale(xp: Any, like: Any, seed: Any, counter: Any, rate: float) -> Any:
-    """mask / (1 - rate) for an array like `like`."""
+    """mask / (1 - rate) for an array like `like`, in its working dtype."""
     make: Any = _mask if isinstance(xp, Namespace) else partial(_scaled_mask, xp)
     return make(seed, counter, shape=like.shape, dtype=like.dtype, rate=rate)
 
@@ -82,19 +83,20 @@ class _Shaped:
 
 def _forward(xp: Any, x: Any, seed: Any, counter: Any, *, rate: float) -> tuple:
     saved = (seed, counter, xp.broadcast_to(xp.zeros((), x.dtype), x.shape))  # the last one only for its shape
-    return x * mask_scale(xp, x, seed, counter, rate), saved
+    return narrow(wide(x) * mask_scale(xp, x, seed, counter, rate), x.dtype), saved
 
 
 def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, rate: float) -> tuple:
-    return dy * mask_scale(xp, _Shaped(dy), saved[0], saved[1], rate), None, None
+    return narrow(wide(dy) * mask_scale(xp, _Shaped(dy), saved[0], saved[1], rate), dy.dtype), None, None
 
 
 def _jvp(xp: Any, saved: tuple, dx: tuple, *, rate: float) -> Any:
-    return dx[0] * mask_scale(xp, _Shaped(dx[0]), saved[0], saved[1], rate)
+    return narrow(wide(dx[0]) * mask_scale(xp, _Shaped(dx[0]), saved[0], saved[1], rate), dx[0].dtype)
 
 
 def _block(xp: Any, saved: tuple, i: int, *, rate: float) -> Any:
-    return Diagonal(mask_scale(xp, saved[2], saved[0], saved[1], rate)) if i == 0 else None
+    seed, counter, like = saved
+    return Diagonal(narrow(mask_scale(xp, like, seed, counter, rate), like.dtype)) if i == 0 else None
 
 
 _dropout = Op(
@@ -142,7 +144,7 @@ def dropout(x: Any, rate: float, rng: Generator) -> Any:
     """
     if not isinstance(rng, Generator):
         raise TypeError(f"dropout: expected a gl.Generator as rng, got {type(rng).__name__}")
-    if not hasattr(x, "dtype") or x.dtype.kind != "f":
+    if not hasattr(x, "dtype") or not is_floating(x.dtype):
         raise TypeError(f"dropout: expected a floating-point array, got {describe(x)}")
     check_rate("dropout", rate)
     return _dropout(x, rng.seed, drawn(rng), rate=float(rate))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..op import Op, describe
+from ..precision import in_working, is_floating
 from ..trace import HANDLERS
 from .pointwise import Partial, elementwise
 from .special import special
@@ -74,6 +75,7 @@ def _special(xp: Any, name: str, x: Any) -> Any:
     return y if y.dtype == dtype else y.astype(dtype)
 
 
+@in_working
 def _sigmoid(xp: Any, x: Any) -> Any:
     return _special(xp, "expit", x)  # no overflow at either end, and all digits of the small values
 
@@ -85,9 +87,9 @@ def _softplus(xp: Any, x: Any) -> Any:
 _relu = elementwise("relu", lambda xp, x: xp.maximum(x, 0), lambda xp, x, y: _as(xp, y > 0, y))
 _sigmoid_op = elementwise("sigmoid", _sigmoid, lambda xp, x, y: y * (1 - y))
 _softplus_op = elementwise("softplus", _softplus, lambda xp, x, y: sigmoid(x))
-_silu = elementwise("silu", lambda xp, x: x * _sigmoid(xp, x), lambda xp, x, y: _silu_df(xp, x))
+_silu = elementwise("silu", in_working(lambda xp, x: x * _sigmoid(xp, x)), lambda xp, x, y: _silu_df(xp, x))
 _erf = elementwise(
-    "erf", lambda xp, x: _special(xp, "erf", x), lambda xp, x, y: (2 / math.sqrt(math.pi)) * xp.exp(-x * x)
+    "erf", in_working(lambda xp, x: _special(xp, "erf", x)), lambda xp, x, y: (2 / math.sqrt(math.pi)) * xp.exp(-x * x)
 )
 
 
@@ -101,6 +103,7 @@ def _silu_df(xp: Any, x: Any) -> Any:
     return s * (1 + x * (1 - s))
 
 
+@in_working
 def _elu_f(xp: Any, x: Any, *, alpha: float) -> Any:
     return xp.where(x > 0, x, alpha * xp.expm1(xp.minimum(x, 0)))
 
@@ -109,6 +112,7 @@ def _elu_df(xp: Any, x: Any, y: Any, *, alpha: float) -> Any:
     return xp.where(x > 0, 1.0, alpha * xp.exp(xp.minimum(x, 0)))
 
 
+@in_working
 def _leaky_f(xp: Any, x: Any, *, negative_slope: float) -> Any:
     return xp.where(x > 0, x, negative_slope * x)
 
@@ -121,6 +125,7 @@ def _leaky_df(xp: Any, x: Any, y: Any, *, negative_slope: float) -> Any:
 _TANH_SCALE = math.sqrt(2 / math.pi)
 
 
+@in_working
 def _gelu_f(xp: Any, x: Any, *, approximate: bool) -> Any:
     if approximate:
         return 0.5 * x * (1 + xp.tanh(_TANH_SCALE * (x + 0.044715 * x * x * x)))
@@ -144,7 +149,7 @@ def _floating(name: str, x: Any) -> Any:
     """`x`, if it is a floating-point array or a number; TypeError otherwise."""
     if isinstance(x, (bool, int)):
         return float(x)
-    if not isinstance(x, float) and (not hasattr(x, "dtype") or x.dtype.kind != "f"):
+    if not isinstance(x, float) and (not hasattr(x, "dtype") or not is_floating(x.dtype)):
         raise TypeError(f"{name}: expected a floating-point array, got {describe(x)}")
     return x
 

@@ -16,6 +16,7 @@ from ..capture import effect
 from ..jacobian.blocks import ByRules
 from ..jacobian.factors import Gathered, by_sample
 from ..op import Op, describe, shape_of
+from ..precision import is_floating, narrow, wide
 from ..trace import Namespace, Traced
 from .batching import Mixed, Tag
 from .csr import stacked_transposed
@@ -27,10 +28,12 @@ def _forward(xp: Any, ids: Any, table: Any) -> tuple:
 
 
 def _summed(xp: Any, ids: Any, dy: Any, rows: int) -> Any:
-    """Rows of a stack dy [V, *ids, D] added up by id: [V, rows, D]."""
+    """Rows of a stack dy [V, *ids, D] added up by id: [V, rows, D]; float16 and bfloat16 are added in float32."""
+    dtype, dy = dy.dtype, wide(dy)
     n, width = ids.size, dy.shape[-1]
     ones, starts = xp.ones(n, dy.dtype), xp.arange(n + 1)
-    return stacked_transposed(xp, ones, ids.reshape(-1), starts, xp.reshape(dy, (dy.shape[0], n, width)), rows)
+    d = xp.reshape(dy, (dy.shape[0], n, width))
+    return narrow(stacked_transposed(xp, ones, ids.reshape(-1), starts, d, rows), dtype)
 
 
 def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple) -> tuple:
@@ -76,7 +79,7 @@ _embedding = Op("embedding", forward=_forward, vjp=_vjp, jvp=_jvp, vjp_each=_vjp
 def _check(ids: Any, table: Any) -> None:
     if not hasattr(ids, "dtype") or ids.dtype.kind not in "iu":
         raise TypeError(f"embedding: expected an integer array as ids, got {describe(ids)}")
-    if not hasattr(table, "dtype") or table.dtype.kind != "f":
+    if not hasattr(table, "dtype") or not is_floating(table.dtype):
         raise TypeError(f"embedding: expected a floating-point table, got {describe(table)}")
     if len(shape_of(table)) != 2:
         raise ValueError(f"embedding: expected a table of shape (K, D), got {describe(table)}")

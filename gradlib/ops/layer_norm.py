@@ -15,12 +15,12 @@ from typing import Any
 
 from ..jacobian.blocks import ByRules
 from ..op import Op
+from ..precision import narrow, wide
 from .norm_rows import (
     batch_rule,
     centred_rows,
     check,
     loops,
-    narrow,
     parameter_block,
     pulled,
     pulled_each,
@@ -28,7 +28,6 @@ from .norm_rows import (
     result_dtype,
     scaled,
     statistics,
-    wide,
 )
 
 
@@ -89,7 +88,7 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-
     """(x - mean) / sqrt(variance + eps) · weight + bias, mean and variance over the last axis.
 
     x: (..., D) floating point. weight, bias: (D,) or None for 1 and 0. The variance is that of D entries (not D - 1).
-    The result has the shape of x; float16 is computed in float32. The semantics are torch's
+    The result has the shape of x; float16 and bfloat16 are computed in float32. The semantics are torch's
     (`torch.nn.functional.layer_norm` over the last axis); for more axes reshape x.
 
     Raises TypeError for other dtypes, ValueError for empty rows, shapes that do not fit, and eps that is not positive.

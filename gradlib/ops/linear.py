@@ -8,16 +8,20 @@ Saved are z or y, whichever act' needs. One op for product, bias and activation:
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 from ..jacobian.blocks import ByRules, Kronecker, RepeatedDiagonal, SharedDense
 from ..jacobian.factors import Outer, Rows, rows_by_sample
 from ..op import Op, describe, shape_of, total
+from ..precision import is_floating, narrow, wide
 from ..trace import Namespace, Traced
 from .activations import ACTIVATIONS, activate, slope
 from .batching import Mixed
 from .csr import CSR, csr_product, is_sparse, product_jvp, stacked_dots, stacked_transposed
-from .matmul import stacked_matmul, weight_cotangent
+from .matmul import factors, multiplied, stacked_matmul, weight_cotangent
 
 
 def _finish(xp: Any, z: Any, b: Any, activation: str | None) -> tuple[Any, Any, Any]:
@@ -32,15 +36,35 @@ def _finish(xp: Any, z: Any, b: Any, activation: str | None) -> tuple[Any, Any, 
 
 
 def _dz(xp: Any, dy: Any, z: Any, y: Any, activation: str | None) -> Any:
+    if dy.dtype.itemsize == 2:
+        return narrow(_dz(xp, wide(dy), wide(z), wide(y), activation), dy.dtype)
     return dy if activation is None else dy * slope(xp, activation, z, y)
 
 
+def _kept(dtype: Any, y: Any, z: Any, kept: Any) -> tuple[Any, Any, Any]:
+    """The results of `_finish` in `dtype`, what is one array staying one."""
+    done = narrow(y, dtype)
+    return done, z if z is None else narrow(z, dtype), done if kept is y else kept
+
+
 def _bias_cotangent(xp: Any, dz: Any) -> Any:
+    """Σ dz over the rows. BLAS adds a matrix's rows up in half of the time that NumPy's sum takes."""
+    if dz.ndim == 3 and xp is np and dz.dtype.itemsize > 2:
+        return np.matmul(_ones(dz.shape[1], dz.dtype), dz)
     return total(xp, dz, tuple(range(1, dz.ndim - 1))) if dz.ndim > 2 else dz
 
 
+@lru_cache(maxsize=8)
+def _ones(n: int, dtype: Any) -> np.ndarray:
+    return np.ones(n, dtype)
+
+
 def _forward(xp: Any, x: Any, w: Any, b: Any = None, *, activation: str | None) -> tuple:
-    y, z, kept = _finish(xp, xp.matmul(x, w), b, activation)
+    if x.dtype.itemsize == 2 or w.dtype.itemsize == 2:
+        dtype = xp.result_type(*[a.dtype for a in (x, w, b) if a is not None])
+        y, z, kept = _kept(dtype, *_finish(xp, wide(xp.matmul(*factors(xp, x, w))), b, activation))
+    else:
+        y, z, kept = _finish(xp, xp.matmul(x, w), b, activation)
     return y, (x, w, b, z, kept)
 
 
@@ -59,7 +83,7 @@ def _jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None) -> Any:
     if dx[0] is not None:
         parts.append(stacked_matmul(xp, dx[0], w))
     if dx[1] is not None:
-        parts.append(xp.matmul(x, dx[1] if x.ndim == 2 else _lift_weight(xp, dx[1], x.ndim)))
+        parts.append(multiplied(xp, x, dx[1] if x.ndim == 2 else _lift_weight(xp, dx[1], x.ndim)))
     if len(dx) > 2 and dx[2] is not None:
         shape = (dx[2].shape[0], *(1,) * (x.ndim - 1), w.shape[1])
         parts.append(xp.broadcast_to(xp.reshape(dx[2], shape), (shape[0], *x.shape[:-1], w.shape[1])))
@@ -179,7 +203,7 @@ def _check(x: Any, w: Any, b: Any, activation: str | None) -> None:
         raise ValueError(f"linear: expected activation None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     for name, a in (("x", x), ("w", w), ("b", b)):
         a = a.data if name == "x" and (is_sparse(a) or isinstance(a, CSR)) else a
-        if a is not None and (not hasattr(a, "dtype") or a.dtype.kind != "f"):
+        if a is not None and (not hasattr(a, "dtype") or not is_floating(a.dtype)):
             raise TypeError(f"linear: expected floating-point {name}, got {describe(a)}")
     k, sparse = shape_of(x)[-1:], is_sparse(x) or isinstance(x, CSR)
     if len(shape_of(w)) != 2 or not k or k[0] != w.shape[0] or (sparse and len(x.shape) != 2):

@@ -14,6 +14,7 @@ import numpy as np
 from ..jacobian.blocks import Kronecker, SharedDense
 from ..jacobian.factors import Outer, rows_by_sample
 from ..op import Op, describe, normalize_axis, shape_of, unbroadcast
+from ..precision import narrow, wide
 from ..trace import HANDLERS, lose_trace, module_of
 from .arithmetic import multiply
 from .batching import Mixed, Tag
@@ -38,14 +39,28 @@ def _check(a: Any, b: Any) -> None:
 
 
 def _forward(xp: Any, a: Any, b: Any) -> tuple:
-    return xp.matmul(a, b), (a, b)
+    return multiplied(xp, a, b), (a, b)
+
+
+def multiplied(xp: Any, a: Any, b: Any) -> Any:
+    """a @ b, added up in float32 where a and b are float16 or bfloat16."""
+    if a.dtype.itemsize != 2 and b.dtype.itemsize != 2:
+        return xp.matmul(a, b)
+    return narrow(xp.matmul(*factors(xp, a, b)), xp.result_type(a.dtype, b.dtype))
+
+
+def factors(xp: Any, a: Any, b: Any) -> tuple[Any, Any]:
+    """a and b as the product takes them: in float32, but for float16 on a GPU, whose BLAS adds that up in float32."""
+    if a.dtype == b.dtype == np.float16 and getattr(xp, "module", xp) is not np:
+        return a, b
+    return wide(a), wide(b)
 
 
 def stacked_matmul(xp: Any, d: Any, b: Any) -> Any:
     """d [V, ..., n, k] @ b (k, m) as one product of two matrices."""
     if not d.size:
         return xp.zeros((*d.shape[:-1], b.shape[-1]), d.dtype)
-    return xp.matmul(d.reshape((-1, d.shape[-1])), b).reshape((*d.shape[:-1], b.shape[-1]))
+    return multiplied(xp, d.reshape((-1, d.shape[-1])), b).reshape((*d.shape[:-1], b.shape[-1]))
 
 
 def _behind(xp: Any, d: Any, ndim: int) -> Any:
@@ -57,10 +72,10 @@ def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple) -> tuple:
     a, b = saved
     da = db = None
     if need[0]:
-        da = stacked_matmul(xp, dy, _t(xp, b)) if b.ndim == 2 else xp.matmul(dy, _t(xp, b))
+        da = stacked_matmul(xp, dy, _t(xp, b)) if b.ndim == 2 else multiplied(xp, dy, _t(xp, b))
         da = unbroadcast(xp, da, a.shape)
     if need[1]:
-        db = weight_cotangent(xp, a, dy) if b.ndim == 2 else unbroadcast(xp, xp.matmul(_t(xp, a), dy), b.shape)
+        db = weight_cotangent(xp, a, dy) if b.ndim == 2 else unbroadcast(xp, multiplied(xp, _t(xp, a), dy), b.shape)
     return da, db
 
 
@@ -71,10 +86,10 @@ def weight_cotangent(xp: Any, a: Any, dy: Any) -> Any:
         return xp.zeros((v, k, m), dy.dtype)
     rows = a.reshape((-1, k))
     if v == 1:  # one product of two matrices
-        return xp.matmul(rows.T, dy.reshape((-1, m))).reshape((1, k, m))
+        return multiplied(xp, rows.T, dy.reshape((-1, m))).reshape((1, k, m))
     if m == 1:  # a matrix times a vector: again one product, of all cotangents
-        return xp.matmul(dy.reshape((v, -1)), rows).reshape((v, k, 1))
-    return xp.matmul(rows.T, dy.reshape((v, -1, m)))
+        return multiplied(xp, dy.reshape((v, -1)), rows).reshape((v, k, 1))
+    return multiplied(xp, rows.T, dy.reshape((v, -1, m)))
 
 
 def _vjp_each(xp: Any, saved: tuple, dy: Any, need: tuple, axis: int) -> tuple | None:
@@ -90,9 +105,9 @@ def _jvp(xp: Any, saved: tuple, dx: tuple) -> Any:
     total = None
     if dx[0] is not None:
         da = _behind(xp, dx[0], ndim)
-        total = stacked_matmul(xp, da, b) if b.ndim == 2 else xp.matmul(da, b)
+        total = stacked_matmul(xp, da, b) if b.ndim == 2 else multiplied(xp, da, b)
     if dx[1] is not None:
-        part = xp.matmul(a, _behind(xp, dx[1], ndim))
+        part = multiplied(xp, a, _behind(xp, dx[1], ndim))
         total = part if total is None else total + part
     return total
 
@@ -182,9 +197,17 @@ def kron(a: Any, b: Any) -> Any:
     return reshape(multiply(left, right), tuple(m * n for m, n in zip(sa, sb, strict=True)))
 
 
+def _contracted(xp: Any, subscripts: str, *x: Any, optimize: bool) -> Any:
+    """xp.einsum; of float16 and bfloat16 in float32."""
+    if 2 not in [a.dtype.itemsize for a in x]:
+        return xp.einsum(subscripts, *x, optimize=optimize)
+    dtype = xp.result_type(*[a.dtype for a in x])
+    return narrow(xp.einsum(subscripts, *map(wide, x), optimize=optimize), dtype)
+
+
 # einsum: every argument has distinct letters, each of which has one size and occurs in the result or elsewhere.
 def _einsum_forward(xp: Any, *x: Any, terms: tuple, out: str) -> tuple:
-    return xp.einsum(f"{','.join(terms)}->{out}", *x, optimize=len(x) > 1), x
+    return _contracted(xp, f"{','.join(terms)}->{out}", *x, optimize=len(x) > 1), x
 
 
 def _stack_letter(terms: tuple) -> str:
@@ -201,7 +224,7 @@ def _einsum_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, terms: tuple, ou
         others = [t for j, t in enumerate(terms) if j != i]
         args = [x for j, x in enumerate(saved) if j != i]
         sub = f"{','.join([v + out, *others])}->{v}{terms[i]}"
-        grads.append(xp.einsum(sub, dy, *args, optimize=len(args) > 0))
+        grads.append(_contracted(xp, sub, dy, *args, optimize=len(args) > 0))
     return tuple(grads)
 
 
@@ -212,7 +235,7 @@ def _einsum_jvp(xp: Any, saved: tuple, dx: tuple, *, terms: tuple, out: str) -> 
             continue
         subs = ",".join(v + t if j == i else t for j, t in enumerate(terms))
         args = [d if j == i else x for j, x in enumerate(saved)]
-        part = xp.einsum(f"{subs}->{v}{out}", *args, optimize=len(args) > 1)
+        part = _contracted(xp, f"{subs}->{v}{out}", *args, optimize=len(args) > 1)
         total = part if total is None else total + part
     return total
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..op import Op, describe, normalize_axes, normalize_axis, shape_of
+from ..op import Op, describe, normalize_axes, normalize_axis, shape_of, total
+from ..precision import is_narrow, narrow, wide
 from ..trace import HANDLERS, Namespace
 from .batching import reduction_batch
 from .elementwise import absolute
@@ -25,6 +26,8 @@ from .svd import svdvals
 def _forward(xp: Any, x: Any, *, p: float, axis: Axes, keepdims: bool) -> tuple:
     if type(xp) is Namespace:
         y = _p_norm(x, p=p, axis=axis, keepdims=True)
+    elif x.dtype.itemsize == 2 and is_narrow(x.dtype):
+        y = narrow(_forward(xp, wide(x), p=p, axis=axis, keepdims=True)[0], x.dtype)
     elif p == 2:
         y = xp.sqrt(xp.sum(x * x, axis=axis, keepdims=True))
     else:
@@ -45,11 +48,17 @@ def _slope(xp: Any, saved: tuple, p: float) -> Any:
 
 
 def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, p: float, axis: Axes, keepdims: bool) -> tuple:
+    if dy.dtype.itemsize == 2:
+        d = spread(xp, wide(dy), axis, keepdims) * _slope(xp, tuple(map(wide, saved)), p)
+        return (narrow(d, dy.dtype),)
     return (spread(xp, dy, axis, keepdims) * _slope(xp, saved, p),)
 
 
 def _jvp(xp: Any, saved: tuple, dx: tuple, *, p: float, axis: Axes, keepdims: bool) -> Any:
-    return xp.sum(dx[0] * _slope(xp, saved, p), axis=tuple(a + 1 for a in axis), keepdims=keepdims)
+    behind, d = tuple(a + 1 for a in axis), dx[0]
+    if d.dtype.itemsize == 2:
+        return narrow(total(xp, wide(d) * _slope(xp, tuple(map(wide, saved)), p), behind, keepdims), d.dtype)
+    return total(xp, d * _slope(xp, saved, p), behind, keepdims)
 
 
 _p_norm = Op("p_norm", forward=_forward, vjp=_vjp, jvp=_jvp, batch=reduction_batch("norm"))

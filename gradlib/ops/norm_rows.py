@@ -4,7 +4,7 @@
     dx = r (t - mean t - x̂ mean(t x̂)), t = dy w      dw = Σ dy x̂ over rows      db = Σ dy over rows
 
 The map t -> dx is symmetric, so that of tangents is the same with w behind it; without centring, mean t is left out.
-float16 is computed in float32.
+float16 and bfloat16 are computed in float32.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from ..jacobian.blocks import RepeatedDiagonal
 from ..jacobian.factors import Rows
 from ..op import describe, shape_of, total
+from ..precision import is_floating, narrow, wide
 from .batching import Mixed
 from .nondiff import known, stopped
 
@@ -25,15 +26,6 @@ LEAST, LONGEST = 1 << 13, 1 << 14
 
 #: A power of two that takes the squares of any finite numbers back into range.
 SHRINK = {np.dtype("float32"): 2.0**-80, np.dtype("float64"): 2.0**-600}
-
-
-def wide(x: Any) -> Any:
-    """x, float16 as float32."""
-    return x.astype(np.float32) if x.dtype == np.float16 else x
-
-
-def narrow(x: Any, dtype: Any) -> Any:
-    return x if x.dtype == dtype else x.astype(dtype)
 
 
 def mean(xp: Any, t: Any) -> Any:
@@ -84,8 +76,8 @@ def loops(xp: Any, x: Any, *others: Any) -> Any:
 
 
 def scaled(xhat: Any, w: Any, b: Any) -> Any:
-    y = xhat if w is None else xhat * w
-    return y if b is None else y + b
+    y = xhat if w is None else xhat * wide(w)
+    return y if b is None else y + wide(b)
 
 
 def result_dtype(*arrays: Any) -> Any:
@@ -119,7 +111,7 @@ def pushed(xp: Any, xhat: Any, r: Any, w: Any, dx: tuple, centred: bool) -> Any:
         parts.append(scaled(projected(xp, xhat, r, wide(dx[0]), centred), w, None))
     for i, d in enumerate(dx[1:]):
         if d is not None:
-            d = xp.reshape(d, (v, *(1,) * (xhat.ndim - 1), d.shape[1]))
+            d = xp.reshape(wide(d), (v, *(1,) * (xhat.ndim - 1), d.shape[1]))
             parts.append(xhat * d if i == 0 else xp.broadcast_to(d, (v, *xhat.shape)))
     return sum(parts[1:], parts[0])
 
@@ -156,7 +148,7 @@ def batch_rule(name: str) -> Callable[..., Any]:
 def check(name: str, x: Any, eps: Any, **vectors: Any) -> float:
     """eps as a float, where x and the named vectors fit."""
     for label, a in (("x", x), *vectors.items()):
-        if a is not None and (not hasattr(a, "dtype") or a.dtype.kind != "f"):
+        if a is not None and (not hasattr(a, "dtype") or not is_floating(a.dtype)):
             raise TypeError(f"{name}: expected floating-point {label}, got {describe(a)}")
     if not shape_of(x) or not x.shape[-1]:
         raise ValueError(f"{name}: expected x (..., D) with at least one entry a row, got {describe(x)}")

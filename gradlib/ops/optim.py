@@ -1,4 +1,5 @@
 """Optimiser updates, in place, over lists of arrays: the rules in xp. Step count and learning rate are 0-d arrays.
+Of float16 and bfloat16 parameters, state and arithmetic are float32, and p is rounded once a step.
 
     SGD     g += λ p;  v = μ v + g;  p -= lr (g + μ v if nesterov else v)
     Adam    m = β1 m + (1 - β1) g;  v = β2 v + (1 - β2) g²;  p -= lr m̂ / (√v̂ + ε),  m̂ = m / (1 - β1ᵗ), v̂ = v / (1 - β2ᵗ)
@@ -14,10 +15,7 @@ from typing import Any
 
 import numpy as np
 
-
-def wide_dtype(dtype: Any) -> Any:
-    """The dtype of the state and of the arithmetic: float16 would lose g² and ε."""
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
+from ..precision import wide
 
 
 def sgd(
@@ -25,16 +23,16 @@ def sgd(
 ) -> None:
     """One SGD step; `velocity` is empty without momentum. lr: 0-d float64 array."""
     for i, (p, g) in enumerate(zip(params, grads, strict=True)):
-        wide = wide_dtype(p.dtype)
-        rate, g = lr.astype(wide), g.astype(wide, copy=False)
+        old, g = wide(p), wide(g)
+        rate = lr.astype(old.dtype)
         if weight_decay:
-            g = g + weight_decay * p
+            g = g + weight_decay * old
         if momentum:
             v = velocity[i]
             v *= momentum
             v += g
             g = g + momentum * v if nesterov else v
-        p -= rate * g
+        p[...] = old - rate * g
 
 
 def adam(
@@ -55,11 +53,11 @@ def adam(
     correct1, correct2 = 1 - beta1 ** step.astype(np.float64), 1 - beta2 ** step.astype(np.float64)
     for p, g, a, b in zip(params, grads, m, v, strict=True):
         rate, c1, c2 = (s.astype(a.dtype) for s in (lr, correct1, correct2))
-        g = g.astype(a.dtype, copy=False)
+        old, g = wide(p), wide(g)
         if weight_decay and decoupled:
-            p -= (rate * weight_decay) * p
+            old = old - (rate * weight_decay) * old
         elif weight_decay:
-            g = g + weight_decay * p
+            g = g + weight_decay * old
         a += (1 - beta1) * (g - a)
         b += (1 - beta2) * (g * g - b)
-        p -= rate * (a / c1) / ((b / c2) ** 0.5 + eps)
+        p[...] = old - rate * (a / c1) / ((b / c2) ** 0.5 + eps)

@@ -11,6 +11,7 @@ from typing import Any
 from ..jacobian.blocks import Diagonal, Identity
 from ..jacobian.factors import Rows, by_sample
 from ..op import Op, check_broadcast, lift, shape_of, unbroadcast
+from ..precision import narrow, wide
 from ..trace import Namespace
 from .batching import elementwise_batch
 
@@ -39,9 +40,17 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
         df = dfs[i]
         if df.__class__ is int:
             return d if df == 1 else -d
+        if d.dtype.itemsize == 2:
+            return scale_wide(xp, df, d, saved, static)
         return d * df(xp, *saved, **static)  # type: ignore[operator,misc]
 
+    def scale_wide(xp: Any, df: Any, d: Any, saved: tuple, static: dict) -> Any:
+        """The same with one rounding, where d is float16 or bfloat16."""
+        return narrow(wide(d) * df(xp, *map(wide, saved), **static), d.dtype)
+
     def vjp_one(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], **static: Any) -> tuple:
+        if dy.dtype.itemsize == 2:
+            return (scale(xp, 0, dy, saved, static),)
         return (dy * formula(xp, *saved, **static) if formula else scale(xp, 0, dy, saved, static),)
 
     def vjp_many(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], **static: Any) -> list:

@@ -14,11 +14,11 @@ from typing import Any
 
 from ..jacobian.blocks import DiagonalLowRank
 from ..op import Op
+from ..precision import narrow, wide
 from .norm_rows import (
     batch_rule,
     check,
     loops,
-    narrow,
     parameter_block,
     plain_rows,
     pulled,
@@ -27,7 +27,6 @@ from .norm_rows import (
     result_dtype,
     scaled,
     statistics,
-    wide,
 )
 
 
@@ -77,8 +76,9 @@ _rms_norm = Op(
 def rms_norm(x: Any, weight: Any = None, *, eps: float = 1e-6) -> Any:
     """x / sqrt(mean x² + eps) · weight, the mean over the last axis.
 
-    x: (..., D) floating point. weight: (D,) or None for 1. The result has the shape of x; float16 is computed in
-    float32. The semantics are those of `torch.nn.functional.rms_norm` over the last axis, with eps spelled out.
+    x: (..., D) floating point. weight: (D,) or None for 1. The result has the shape of x; float16 and bfloat16 are
+    computed in float32. The semantics are those of `torch.nn.functional.rms_norm` over the last axis, with eps spelled
+    out.
 
     Raises TypeError for other dtypes, ValueError for empty rows, shapes that do not fit, and eps that is not positive.
 

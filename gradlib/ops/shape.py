@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..op import Op, normalize_axes, normalize_axis, shape_of, unbroadcast
+from ..precision import is_floating
 from ..trace import HANDLERS
 from .batching import UNKNOWN, Mixed, Tag, same_axes_batch
 
@@ -251,7 +252,7 @@ def astype(x: Any, dtype: Any, *, copy: bool = True, device: Any = None) -> Any:
     from .nondiff import cast
 
     dtype = np.dtype(dtype)
-    if dtype.kind == "f":
+    if is_floating(dtype):
         return _astype(x, dtype=dtype)
     if dtype.kind not in "biu":
         raise TypeError(f"astype: expected a real dtype, got {dtype}")

@@ -15,13 +15,13 @@ Source: Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp a
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from ..jacobian.blocks import DiagonalLowRank, RowGradient
-from ..op import Op, describe, normalize_axis, shape_of
+from ..op import Op, describe, normalize_axis, shape_of, total
+from ..precision import is_floating, narrow, smallest, wide
 from ..trace import module_of
 from .arithmetic import where
 from .batching import Mixed, elementwise_batch, reduction_batch, same_axes_batch
@@ -31,9 +31,14 @@ SHORT = 32  # entries of a row that NumPy reduces faster as columns
 
 
 def _shifted(xp: Any, x: Any, axis: int) -> tuple[Any, Any]:
-    """x - m and m = max x, at least the smallest finite number, so that x - m is never nan."""
+    """x - m and m = max x, at least the smallest finite number, so that x - m is never nan; in the working dtype."""
+    x = _wide(x)
     m = xp.maximum(stopped(largest(xp, x, axis)), smallest(x.dtype))
     return x - m, m
+
+
+def _wide(x: Any) -> Any:
+    return wide(x) if x.dtype.itemsize == 2 else x
 
 
 def largest(xp: Any, x: Any, axis: int) -> Any:
@@ -54,22 +59,16 @@ def _along(ufunc: Any, x: Any, axis: int) -> Any:
     return ufunc.reduce(x, axis, keepdims=True)
 
 
-@cache
-def smallest(dtype: Any) -> float:
-    """The smallest finite number of a dtype."""
-    return float(np.finfo(dtype).min)
-
-
 def _softmax_forward(xp: Any, x: Any, *, axis: int) -> tuple:
     e = xp.exp(_shifted(xp, x, axis)[0])
-    total = summed(xp, e, axis)
-    y = e / xp.where(xp.equal(total, 0), 1, total)
+    s = summed(xp, e, axis)
+    y = narrow(e / xp.where(xp.equal(s, 0), 1, s), x.dtype)
     return y, (y,)
 
 
 def _softmax_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: int) -> tuple:
-    y = saved[0]
-    return (y * (dy - summed(xp, dy * y, axis + 1)),)
+    y, d = _wide(saved[0]), _wide(dy)
+    return (narrow(y * (d - summed(xp, d * y, axis + 1)), dy.dtype),)
 
 
 def _softmax_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int) -> Any:
@@ -90,7 +89,9 @@ def attended(xp: Any, shape: tuple[int, ...], mask: Any, causal: bool) -> Any:
 
 
 def _masked_softmax_forward(xp: Any, x: Any, mask: Any = None, *, axis: int, causal: bool) -> tuple:
-    return _softmax_forward(xp, xp.where(attended(xp, x.shape, mask, causal), x, -math.inf), axis=axis)
+    y, _ = _softmax_forward(xp, xp.where(attended(xp, x.shape, mask, causal), _wide(x), -math.inf), axis=axis)
+    y = narrow(y, x.dtype)
+    return y, (y,)
 
 
 def _masked_softmax_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: int, causal: bool) -> tuple:
@@ -117,17 +118,19 @@ def _masked_softmax_batch(tags: tuple, shapes: tuple, static: dict) -> Any:
 
 def _log_softmax_forward(xp: Any, x: Any, *, axis: int) -> tuple:
     shifted, _ = _shifted(xp, x, axis)
-    total = summed(xp, xp.exp(shifted), axis)
-    y = shifted - xp.log(xp.where(xp.equal(total, 0), 1, total))
+    s = summed(xp, xp.exp(shifted), axis)
+    y = narrow(shifted - xp.log(xp.where(xp.equal(s, 0), 1, s)), x.dtype)
     return y, (y,)
 
 
 def _log_softmax_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: int) -> tuple:
-    return (dy - xp.exp(saved[0]) * summed(xp, dy, axis + 1),)
+    d = _wide(dy)
+    return (narrow(d - xp.exp(_wide(saved[0])) * summed(xp, d, axis + 1), dy.dtype),)
 
 
 def _log_softmax_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int) -> Any:
-    return dx[0] - summed(xp, dx[0] * xp.exp(saved[0]), axis + 1)
+    d = _wide(dx[0])
+    return narrow(d - summed(xp, d * xp.exp(_wide(saved[0])), axis + 1), dx[0].dtype)
 
 
 def _log_softmax_block(xp: Any, saved: tuple, i: int, *, axis: int) -> Any:
@@ -137,33 +140,35 @@ def _log_softmax_block(xp: Any, saved: tuple, i: int, *, axis: int) -> Any:
 
 def _logsumexp_forward(xp: Any, x: Any, *, axis: int, keepdims: bool) -> tuple:
     shifted, m = _shifted(xp, x, axis)
-    total = summed(xp, xp.exp(shifted), axis)
-    empty = xp.equal(total, 0)
-    y = xp.where(empty, -math.inf, m + xp.log(xp.where(empty, 1, total)))
+    s = summed(xp, xp.exp(shifted), axis)
+    empty = xp.equal(s, 0)
+    y = narrow(xp.where(empty, -math.inf, m + xp.log(xp.where(empty, 1, s))), x.dtype)
     y = y if keepdims else xp.squeeze(y, axis=axis)
     return y, (x, y)
 
 
 def _probabilities(xp: Any, saved: tuple, axis: int, keepdims: bool) -> Any:
-    """exp(x - s), normalised anew: the rounding of a large s (1e4 in float32) would cost 1e-3 of it."""
-    x, y = saved
+    """exp(x - s), normalised anew: the rounding of a large s (1e4 in float32) would cost 1e-3 of it. x narrow: in
+    float32."""
+    x, y = map(_wide, saved)
     y = y if keepdims else xp.expand_dims(y, axis)
     e = xp.exp(x - xp.where(xp.equal(y, -math.inf), 0, y))
-    total = summed(xp, e, axis)
-    return e / xp.where(xp.equal(total, 0), 1, total)
+    s = summed(xp, e, axis)
+    return e / xp.where(xp.equal(s, 0), 1, s)
 
 
 def _logsumexp_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: int, keepdims: bool) -> tuple:
     dy = dy if keepdims else xp.expand_dims(dy, axis + 1)
-    return (dy * _probabilities(xp, saved, axis, keepdims),)
+    return (narrow(_wide(dy) * _probabilities(xp, saved, axis, keepdims), dy.dtype),)
 
 
 def _logsumexp_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int, keepdims: bool) -> Any:
-    return xp.sum(dx[0] * _probabilities(xp, saved, axis, keepdims), axis=axis + 1, keepdims=keepdims)
+    d = total(xp, _wide(dx[0]) * _probabilities(xp, saved, axis, keepdims), axis + 1, keepdims)
+    return narrow(d, dx[0].dtype)
 
 
 def _logsumexp_block(xp: Any, saved: tuple, i: int, *, axis: int, keepdims: bool) -> Any:
-    return RowGradient(_probabilities(xp, saved, axis, keepdims), (axis,), keepdims)
+    return RowGradient(narrow(_probabilities(xp, saved, axis, keepdims), saved[0].dtype), (axis,), keepdims)
 
 
 def _axis_batch(name: str) -> Any:
@@ -210,7 +215,7 @@ _logsumexp = Op(
 
 def _axis(name: str, x: Any, axis: int) -> int:
     """The checked axis: floating-point x with at least one entry along it."""
-    if not hasattr(x, "dtype") or x.dtype.kind != "f":
+    if not hasattr(x, "dtype") or not is_floating(x.dtype):
         raise TypeError(f"{name}: expected a floating-point array, got {describe(x)}")
     axis = normalize_axis(name, axis, len(shape_of(x)))
     if not x.shape[axis]:
@@ -273,7 +278,8 @@ def log_softmax(x: Any, axis: int = -1, *, mask: Any = None, causal: bool = Fals
     _check_mask("log_softmax", x, axis, mask, causal)
     # the inner choice keeps masked entries out of the sum, the outer one their dy out of the derivative
     keep = attended(module_of(x), x.shape, mask, causal)
-    return where(keep, _log_softmax(where(keep, x, -math.inf), axis=axis), -math.inf)
+    y = where(keep, _log_softmax(where(keep, _wide(x), -math.inf), axis=axis), -math.inf)
+    return narrow(y, x.dtype)
 
 
 def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Any:

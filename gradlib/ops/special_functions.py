@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..op import Op, describe
+from ..precision import is_floating, wide
 from ..trace import HANDLERS, Traced
 from .elementwise import _erf, _sigmoid_op
 from .pointwise import Partial, elementwise
@@ -24,12 +25,13 @@ _ROOT_2PI = math.sqrt(2 * math.pi)
 
 
 def _op(name: str, *dfs: Partial, ufunc: str | None = None) -> Op:
-    """An op for SciPy's function `name`, in the dtype of its arguments (SciPy widens float16); and its handler."""
+    """An op for SciPy's function `name`, in the dtype of its arguments (SciPy widens float16 and knows no bfloat16);
+    and its handler."""
 
     def f(xp: Any, *x: Any) -> Any:
-        y = getattr(special(xp), name)(*x)
+        y = getattr(special(xp), name)(*map(wide, x))
         dtype = np.result_type(*[getattr(v, "dtype", v) for v in x])
-        return y if y.dtype == dtype or dtype.kind != "f" else y.astype(dtype)
+        return y if y.dtype == dtype or not is_floating(dtype) else y.astype(dtype)
 
     op = elementwise(f"special_{name}", f, *dfs, module="special_functions")
     HANDLERS["scipy.special", ufunc or name] = op
@@ -121,7 +123,7 @@ def _only_second(name: str, op: Any) -> Any:
     """No derivative by the first argument is known in closed form: a traced one is refused, not taken for data."""
 
     def call(order: Any, x: Any) -> Any:
-        if type(order) is Traced and order.dtype.kind == "f":
+        if type(order) is Traced and is_floating(order.dtype):
             raise NotImplementedError(
                 f"{name}: the derivative with respect to its first argument ({describe(order)}) is not supported; "
                 "wrap it in gl.stop_gradient if it is a constant"

@@ -16,7 +16,7 @@ from .. import tree
 from ..capture import recorded
 from ..device import SIMULATING, array_module
 from ..op import describe
-from ..ops.optim import wide_dtype
+from ..precision import is_floating, working
 from ..trace import RECORDER, Traced, namespace, raw
 
 _CHUNK = 1 << 14  # entries whose squares are summed at once in their own dtype: a long sum in float32 loses digits
@@ -29,7 +29,7 @@ def clip_by_global_norm(grads: Any, max_norm: float) -> tuple[Any, Any]:
     shapes and dtypes. norm: before clipping, a 0-d array on that device (float32, or float64 if a gradient is). Neither
     NumPy nor a GPU waits for the other, so read it seldom: `float(norm)` does wait.
 
-    Squares are summed in float32 for float16 and float32: entries beyond 1e19 give an infinite norm. An infinite norm
+    Squares are summed in float32 for all but float64: entries beyond 1e19 give an infinite norm. An infinite norm
     makes finite entries 0 and others NaN, a NaN makes all NaN; no error is raised, as in optax, and in torch with
     error_if_nonfinite=False. Where all entries are 0, so is the norm, and the derivative through it. max_norm may be
     infinite: the norm is then only measured.
@@ -59,10 +59,10 @@ def _module(grads: Any, leaves: list[Any]) -> Any:
     first = array_module(raw(leaves[0]))
     for i, g in enumerate(leaves):
         xp = array_module(raw(g))
-        if xp is not None and g.dtype.kind == "f" and xp is first:
+        if xp is not None and is_floating(g.dtype) and xp is first:
             continue
         path = tree.paths(grads)[i] or "grads"
-        if xp is None or g.dtype.kind != "f":
+        if xp is None or not is_floating(g.dtype):
             raise TypeError(f"clip_by_global_norm: expected floating-point arrays, got {describe(g)} at {path}")
         raise TypeError(
             f"clip_by_global_norm: {path} lives on {xp.__name__}, others on {first.__name__}; use gl.to_device"
@@ -81,17 +81,17 @@ def _clip(leaves: tuple, max_norm: float) -> tuple[Any, Any]:
     with np.errstate(over="ignore", invalid="ignore"):
         norm = math.sqrt(sum(map(_squares, leaves)))
         scale = 1.0 if norm <= max_norm else max_norm / norm
-        return tuple([_scaled(g, wide_dtype(g.dtype).type(scale)) for g in leaves]), np.array(norm, _widest(leaves))
+        return tuple([_scaled(g, working(g.dtype).type(scale)) for g in leaves]), np.array(norm, _widest(leaves))
 
 
 def _widest(leaves: Any) -> Any:
     """The dtype of the norm."""
-    return np.result_type(*[wide_dtype(g.dtype) for g in leaves])
+    return np.result_type(*[working(g.dtype) for g in leaves])
 
 
 def _squares(g: Any) -> float:
     """Σ g² of a NumPy array."""
-    flat = np.ascontiguousarray(g, wide_dtype(g.dtype)).reshape(-1)
+    flat = np.ascontiguousarray(g, working(g.dtype)).reshape(-1)
     parts = (flat[at : at + _CHUNK] for at in range(0, flat.size, _CHUNK))
     return sum(float(np.dot(part, part)) for part in parts)
 
@@ -106,9 +106,9 @@ def _rule(xp: Any, leaves: Any, max_norm: float) -> tuple[Any, Any]:
     wide = _widest(leaves)
     total = xp.zeros((), wide)
     for g in leaves:
-        total = total + xp.sum(xp.square(g.astype(wide_dtype(g.dtype)))).astype(wide)
+        total = total + xp.sum(xp.square(g.astype(working(g.dtype)))).astype(wide)
     zero = xp.equal(total, 0)
     norm = xp.where(zero, 0.0, xp.sqrt(xp.where(zero, 1.0, total)))
     inside = xp.less_equal(norm, max_norm)
     scale = xp.where(inside, 1.0, min(max_norm, float(np.finfo(wide).max)) / xp.where(inside, 1.0, norm))
-    return tuple([(g * scale.astype(wide_dtype(g.dtype))).astype(g.dtype) for g in leaves]), norm
+    return tuple([(g * scale.astype(working(g.dtype))).astype(g.dtype) for g in leaves]), norm

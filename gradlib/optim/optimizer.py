@@ -11,6 +11,7 @@ from ..capture import effect
 from ..device import SIMULATING, array_module
 from ..op import describe
 from ..ops import optim as rules
+from ..precision import is_floating, working
 from ..trace import raw
 
 
@@ -59,7 +60,7 @@ class Optimizer:
         return int(self._step)
 
     def _like(self) -> list[Any]:
-        return [self._xp.zeros(p.shape, rules.wide_dtype(p.dtype)) for p in self._targets]
+        return [self._xp.zeros(p.shape, working(p.dtype)) for p in self._targets]
 
     def step(self, grads: Any) -> None:
         """Update the parameters in place. grads: a pytree of the parameters' structure, shapes and dtypes.
@@ -102,7 +103,7 @@ class Optimizer:
 
 
 def _check_parameter(name: str, p: Any, path: str) -> None:
-    if array_module(p) is None or not hasattr(p, "flags") or p.dtype.kind != "f" or isinstance(p, np.generic):
+    if array_module(p) is None or not hasattr(p, "flags") or not is_floating(p.dtype) or isinstance(p, np.generic):
         raise TypeError(
             f"{name}: expected floating-point arrays as parameters, got {describe(p)} at {path or 'params'}"
         )
