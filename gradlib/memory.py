@@ -8,9 +8,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections import deque
 from functools import cache
 from math import prod
+from sys import getrefcount
 from threading import Lock
 from typing import Any
 
@@ -39,84 +39,63 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_THRESHOLD, _BLOCK)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT))
 
 
-class _Kept:
-    """Freed blocks, the newest last.
-
-    A block can be freed at any instruction, also while the lock is held (by the garbage collector, or another thread).
-    So it is only put into a queue, which whoever holds the lock empties.
-    """
+class _Blocks:
+    """Blocks of memory that arrays stand on, the one used last at the end; free is what nobody else holds."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Forget all, the lock too: in a forked child nobody may be left to open it."""
-        self.lock, self.freed = Lock(), deque()  # type: tuple[Any, deque[np.ndarray]]
-        self.blocks: list[np.ndarray] = []
+        self.lock = Lock()
+        self.kept: list[tuple[np.ndarray, int]] = []  # with the place of the first cache line
 
-    def take(self, size: int) -> np.ndarray | None:
-        """A kept block of exactly this size, the newest."""
+    def take(self, size: int) -> tuple[np.ndarray, int]:
+        """A block of so many bytes from its first cache line on: a free one of exactly this size, or a new one."""
         with self.lock:
-            self._sort_in()
-            for i in range(len(self.blocks) - 1, -1, -1):
-                if self.blocks[i].nbytes == size:
-                    return self.blocks.pop(i)
-        return None
+            for i in range(len(self.kept) - 1, -1, -1):
+                if self.kept[i][0].nbytes == size + _ALIGNED and self._free(i):
+                    self.kept.append(self.kept.pop(i))
+                    return self.kept[-1]
+            block = np.empty(size + _ALIGNED, np.uint8)
+            found = block, -block.ctypes.data % _ALIGNED
+            if self._has_room(block.nbytes):
+                self.kept.append(found)
+            return found
 
-    def give(self, block: np.ndarray) -> None:
-        """Keep a block."""
-        self.freed.append(block)
-        if self.lock.acquire(blocking=False):
-            try:
-                self._sort_in()
-            finally:
-                self.lock.release()
+    def _free(self, i: int) -> bool:
+        return getrefcount(self.kept[i][0]) == 2  # the list's, and the one of this call
 
-    def _sort_in(self) -> None:
-        """Empty the queue; the oldest blocks go when there are more bytes than the cap."""
-        while self.freed:
-            self.blocks.append(self.freed.popleft())
-        while sum(b.nbytes for b in self.blocks) > CAP:
-            self.blocks.pop(0)
-
-    def clear(self) -> None:
-        with self.lock:
-            self.freed.clear()
-            self.blocks.clear()
+    def _has_room(self, size: int) -> bool:
+        """Whether a block can be kept within the cap, once free ones have gone, those first that were used first."""
+        total, i = sum(block.nbytes for block, _ in self.kept) + size, 0
+        while total > CAP and i < len(self.kept):
+            if self._free(i):
+                total -= self.kept.pop(i)[0].nbytes
+            else:
+                i += 1
+        return total <= CAP
 
 
-_kept = _Kept()
+_blocks = _Blocks()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_kept.reset)
-
-
-class _Lease:
-    """What an array stands on: gives the block back when the last view of it is gone."""
-
-    __slots__ = ("__array_interface__", "block")
-
-    def __init__(self, block: np.ndarray) -> None:
-        self.block = block
-        self.__array_interface__ = block.__array_interface__
-
-    def __del__(self, give: Any = _kept.give) -> None:
-        give(self.block)
+    os.register_at_fork(after_in_child=_blocks.reset)
 
 
 def empty(xp: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """`xp.empty(shape, dtype)`. For NumPy, large arrays stand on memory that is used again once they are gone.
 
-    Up to 512 MB of it are kept. The arrays start at a cache line; like views they do not own their data.
+    Up to 512 MB are kept for it. The arrays start at a cache line; like views they do not own their data.
     """
     dtype = np.dtype(dtype)
     size = prod(shape) * dtype.itemsize
     if xp is not np or size < SMALL:
         return xp.empty(shape, dtype)
-    block = _kept.take(size + _ALIGNED)
-    lease = _Lease(np.empty(size + _ALIGNED, np.uint8) if block is None else block)
-    return np.ndarray(shape, dtype, np.asarray(lease), -lease.__array_interface__["data"][0] % _ALIGNED)
+    block, start = _blocks.take(size)
+    return np.ndarray(shape, dtype, block, start)
 
 
 def release() -> None:
     """Give the memory that `empty` keeps back to the system."""
-    _kept.clear()
+    with _blocks.lock:
+        _blocks.kept.clear()

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from contextvars import copy_context
 from functools import cache
 from threading import Lock
@@ -106,17 +106,21 @@ class _Blas:
 _blas = _Blas()
 
 
-@contextmanager
-def one_blas_thread(wanted: bool = True) -> Iterator[None]:
+class one_blas_thread(ContextDecorator):
     """NumPy's OpenBLAS on one thread meanwhile, for the whole process; nothing for another BLAS or if not wanted."""
-    if not wanted or cores() == 1 or _blas.functions() is None:
-        yield
-        return
-    _blas.hold()
-    try:
-        yield
-    finally:
-        _blas.release()
+
+    __slots__ = ("wanted",)
+
+    def __init__(self, wanted: bool = True) -> None:
+        self.wanted = wanted and cores() > 1 and _blas.functions() is not None
+
+    def __enter__(self) -> None:
+        if self.wanted:
+            _blas.hold()
+
+    def __exit__(self, *error: object) -> None:
+        if self.wanted:
+            _blas.release()
 
 
 if hasattr(os, "register_at_fork"):

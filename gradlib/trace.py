@@ -22,7 +22,7 @@ import numpy as np
 
 from .device import SCALARS, SIMULATING, adopt, array_module
 from .op import Dispatching, Op, describe
-from .precision import is_bfloat16, is_floating
+from .precision import is_bfloat16
 
 ndarray = np.ndarray
 
@@ -100,7 +100,8 @@ class Trace:
 
     def _float(self, slots: list) -> list[int]:
         """The slots that are differentiated: a trace of samples follows integers too."""
-        return [s if s >= 0 and is_floating(self.outs[s][1]) else -1 for s in slots]
+        outs = self.outs
+        return [s if s < 0 or outs[s][1].kind == "f" or is_bfloat16(outs[s][1]) else -1 for s in slots]
 
     def _details(self, op: Op, vals: Sequence, y: Any) -> tuple:
         """(shapes of the inputs, line) for a trace of samples or a watched one."""

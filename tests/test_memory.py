@@ -1,6 +1,7 @@
 """Large arrays stand on memory that is used again."""
 
 import gc
+import threading
 
 import numpy as np
 import pytest
@@ -64,27 +65,41 @@ def test_other_sizes_get_their_own():
     assert place(memory.empty(np, (299, 1000), np.float32)) != at
 
 
-def test_the_oldest_goes_beyond_the_cap(monkeypatch):
+def test_no_more_than_the_cap_is_kept(monkeypatch):
     monkeypatch.setattr(memory, "CAP", 3_000_000)
     arrays = [memory.empty(np, LARGE, np.float32) for _ in range(4)]  # 1.2 MB each
-    arrays.clear()
-    assert len(memory._kept.blocks) == 2
-    x = memory.empty(np, (1000, 1000), np.float32)
-    del x  # more than the cap: nothing else is kept, nor is it
-    assert memory._kept.blocks == []
+    for i, x in enumerate(arrays):
+        x[:] = i
+    assert len(memory._blocks.kept) == 2 and [x[0, 0] for x in arrays] == [0, 1, 2, 3]
+    first = place(arrays[0])
+    del arrays, x
+    x = memory.empty(np, (300, 1200), np.float32)  # the one used first makes room
+    assert len(memory._blocks.kept) == 2 and first not in [block.ctypes.data + at for block, at in memory._blocks.kept]
+    assert memory.empty(np, (2000, 1000), np.float32).shape == (2000, 1000)  # more than the cap
+    assert [block.nbytes for block, _ in memory._blocks.kept] == [x.nbytes + 64]
 
 
 def test_release():
     x = memory.empty(np, LARGE, np.float32)
-    del x
-    assert len(memory._kept.blocks) == 1
+    x[:] = 3
     memory.release()
-    assert memory._kept.blocks == []
+    assert memory._blocks.kept == [] and place(memory.empty(np, LARGE, np.float32)) != place(x) and (x == 3).all()
 
 
-def test_a_block_freed_while_the_lock_is_held():
-    x = memory.empty(np, LARGE, np.float32)
-    with memory._kept.lock:
-        del x
-    memory.empty(np, (2, 2), np.float32)
-    assert place(memory.empty(np, LARGE, np.float32)) % 64 == 0
+def test_no_two_threads_get_one_block():
+    wrong = []
+
+    def work(number):
+        for _ in range(300):
+            x = memory.empty(np, LARGE, np.float32)
+            x[0] = number
+            x[-1] = number
+            if not (x[0] == number).all() or not (x[-1] == number).all():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong

@@ -188,24 +188,26 @@ def linear(x: Any, w: Any, b: Any = None, *, activation: str | None = None) -> A
     array([[0.],
            [0.]])
     """
-    _check(x, w, b, activation)
+    sparse = type(x) not in _DENSE and (is_sparse(x) or isinstance(x, CSR))
+    _check(x, w, b, activation, sparse)
     bias = () if b is None else (b,)
-    if is_sparse(x):
-        x = CSR.from_scipy(x)
-    if isinstance(x, CSR):
+    if sparse:
+        x = x if isinstance(x, CSR) else CSR.from_scipy(x)
         pattern = x.pattern
         return _csr_linear(x.data, pattern.indices, pattern.indptr, w, *bias, activation=activation)
     return _linear(x, w, *bias, activation=activation)
 
 
-def _check(x: Any, w: Any, b: Any, activation: str | None) -> None:
+_DENSE = (np.ndarray, Traced)
+
+
+def _check(x: Any, w: Any, b: Any, activation: str | None, sparse: bool) -> None:
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"linear: expected activation None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    for name, a in (("x", x), ("w", w), ("b", b)):
-        a = a.data if name == "x" and (is_sparse(a) or isinstance(a, CSR)) else a
+    for name, a in (("x", x.data if sparse else x), ("w", w), ("b", b)):
         if a is not None and (not hasattr(a, "dtype") or not is_floating(a.dtype)):
             raise TypeError(f"linear: expected floating-point {name}, got {describe(a)}")
-    k, sparse = shape_of(x)[-1:], is_sparse(x) or isinstance(x, CSR)
+    k = shape_of(x)[-1:]
     if len(shape_of(w)) != 2 or not k or k[0] != w.shape[0] or (sparse and len(x.shape) != 2):
         raise ValueError(f"linear: expected x (..., K) and w (K, N), got {_name(x)} and {describe(w)}")
     if b is not None and shape_of(b) != w.shape[1:]:
