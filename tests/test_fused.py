@@ -199,6 +199,18 @@ def test_half_precision_and_small_batches_are_left_to_the_rule(monkeypatch):
     assert gl.batch_jacobian(f)(np.ones((9, 40), np.float32)).shape == (9, 20, 40)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_diagonals_of_bools(rows, dtype):
+    """A relu's slopes."""
+    m, w = RNG.standard_normal((4, 3, 37)).astype(dtype), RNG.standard_normal((37, 20)).astype(dtype)
+    v, masks = RNG.standard_normal((20, 18)).astype(dtype), [RNG.random((rows, n)) > 0.5 for n in (37, 20)]
+    out = np.full((4, 3, 18), np.nan, dtype)
+    small_products.products(m, list(zip(masks, (w, v), strict=True)), out)
+    want = ((m.astype(float) * masks[0][:, None]) @ w * masks[1][:, None]) @ v
+    np.testing.assert_allclose(out, want, rtol=rounding(dtype), atol=20 * rounding(dtype))
+
+
 def deep(samples, dtype, seed=0):
     """A product through three layers, of all samples' own rows."""
     rng = np.random.default_rng(seed)

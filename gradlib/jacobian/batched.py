@@ -118,6 +118,8 @@ def _batch_size(name: str, leaves: list, owner: list, axes: tuple, args: tuple) 
 
 
 def _axes(name: str, in_axes: Any, count: int) -> tuple:
+    if type(in_axes) is int and in_axes == 0:
+        return (0,) * count
     axes = in_axes if isinstance(in_axes, (tuple, list)) else (in_axes,) * count
     if len(axes) != count or any(a not in (0, None) for a in axes):
         raise ValueError(

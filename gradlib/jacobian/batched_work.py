@@ -120,7 +120,7 @@ class BatchedWork(Work):
         found = network_in_one_launch(self.call, self.mode)
         if found is not None:
             return found
-        segments, (shape, dtype, _) = self.segments or [], self.specs[0]
+        segments, (shape, dtype, _), mode = self.segments or [], self.specs[0], self.mode
         plan, spares = self._planned(self.call.samples, self.limit())
         if self.specs[0][2] is np:
             segments = looped(segments, raw(self.call.leaves[0]))
@@ -128,7 +128,7 @@ class BatchedWork(Work):
         def compute(x: Any, *arrays: tuple) -> Any:
             over = [s.with_arrays(a) for s, a in zip(segments, arrays, strict=True)]
             result = memory.empty(module_of(x), (x.shape[0], over[-1].n_out, over[0].n_in), dtype)
-            if not chain_in_one_launch(over, x, slice(0, x.shape[0]), result, self.mode):
+            if not chain_in_one_launch(over, x, slice(0, x.shape[0]), result, mode):
                 carry_out(plan, over, x, result)
             return result.reshape(shape)
 

@@ -11,7 +11,7 @@ then spends half a second on loading numba.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,7 @@ class LoopSegment(LinearSegment):
     @cached_property
     def turned(self) -> np.ndarray | None:
         """wᵀ, contiguous; None where an entry of it is not finite."""
-        from ..kernels.small_products import turned
-
-        return turned(np.ascontiguousarray(self.w))
+        return _loops().turned(np.ascontiguousarray(self.w))
 
     def with_arrays(self, arrays: tuple) -> Segment:
         other = super().with_arrays(arrays)
@@ -77,22 +75,20 @@ def in_one_loop(segments: Sequence[Segment], at: slice, result: Any) -> bool:
     chain: list[Any] = [s for s in reversed(segments) if type(s) is LoopSegment]
     if not 1 < len(chain) == len(segments) or chain[0].d is not None or not result.flags.c_contiguous:
         return False
-    if not _takes(result, chain[-1].n_in) or not all([s.turned is not None for s in chain]):
+    if not _takes(result, chain[-1].n_in) or not all([s.turned is not None for s in chain[1:]]):
         return False
-    _loop(chain[0].turned[None], [(None if s.d is None else s.d[at], s.turned) for s in chain[1:]], result, True)
+    _loop(chain[0].w.T[None], [(None if s.d is None else s.d[at], s.turned) for s in chain[1:]], result, True)
     return True
 
 
 def _loop(m: Any, factors: list[tuple[Any, Any]], out: Any, together: bool = False) -> Any:
     """m diag(d) w … for every factor (d, w)."""
-    from ..kernels.small_products import products
-
     w = factors[-1][1]
     if out is None or not out.flags.c_contiguous:
         out = np.empty((*m.shape[:2], w.shape[1]), w.dtype)
     rows = m if m.strides[0] else m[:1]  # one for all samples
-    given = [(_ones(len(w), w.dtype) if d is None else np.ascontiguousarray(d, w.dtype), w) for d, w in factors]
-    products(np.ascontiguousarray(rows, w.dtype), given, out, together)
+    given = [(_scale(d, w), w) for d, w in factors]
+    _loops().products(np.ascontiguousarray(rows, w.dtype), given, out, together)
     return out
 
 
@@ -103,13 +99,26 @@ class LoopRowSegment(RowSegment):
         self.__dict__.update(plain.__dict__)
 
     def dense(self, at: slice, like: Any, out: Any = None) -> Any:
-        from ..kernels.small_products import outer
-
         block, dtype = self.block, like.dtype
         if out is None or not out.flags.c_contiguous:
             out = np.empty((len(block.u[at]), self.n_in, self.n_in), dtype)
-        outer(-block.u[at], *(np.ascontiguousarray(a[at], dtype) for a in (block.v, block.d)), out)
+        _loops().outer(-block.u[at], *(np.ascontiguousarray(a[at], dtype) for a in (block.v, block.d)), out)
         return out
+
+
+def _scale(d: Any, w: Any) -> np.ndarray:
+    """The diagonal in front of w, as the loop takes it."""
+    if d is None:
+        return _ones(len(w), w.dtype)
+    return np.ascontiguousarray(d, None if d.dtype == bool else w.dtype)
+
+
+@cache
+def _loops() -> Any:
+    """The compiled loops; numba is loaded here."""
+    from ..kernels import small_products
+
+    return small_products
 
 
 @lru_cache

@@ -140,7 +140,7 @@ def _form_of(node: Node) -> tuple:
         raise _Untold
     static = tuple([(k, _setting(v)) for k, v in node.static.items()])
     saved = tuple([(x.shape, x.dtype) if type(x) is np.ndarray else _kept(x) for x in node.saved])
-    return node.op, node.xp, static, saved, tuple(node.parents), tuple(node.inputs), node.shapes, node.outputs
+    return node.op, node.xp, static, saved, tuple(node.inputs), node.shapes, node.outputs
 
 
 def _kept(x: Any) -> Any:

@@ -51,6 +51,8 @@ def chain_in_one_launch(segments: Sequence[Segment], like: Any, at: slice, out: 
     from ..kernels.network_jacobian import chain_jacobian
 
     xp, diagonals = module_of(like), [None if s.d is None else s.d[at] for s in layers]
+    if any(d is not None and d.shape[0] != out.shape[0] for d in diagonals):
+        return False
     if chain_jacobian(xp, weights, diagonals, out.shape[0], out) is NotImplemented:
         return False
     if first is not None:

@@ -72,6 +72,11 @@ def _units(like: Any, at: slice, n: int) -> Any:
     return xp.broadcast_to(xp.eye(n, dtype=like.dtype), (len(range(*at.indices(like.shape[0]))), n, n))
 
 
+def _rows(d: Any, n: int) -> Any:
+    """An array of samples, each as a row of n entries."""
+    return d if d.ndim == 2 else d.reshape((d.shape[0], n))
+
+
 class DiagonalSegment(Segment):
     """An elementwise op."""
 
@@ -79,7 +84,7 @@ class DiagonalSegment(Segment):
 
     def __init__(self, block: Diagonal) -> None:
         super().__init__(block.d.shape[1:], block.d.shape[1:])
-        self.d = block.d.reshape((block.d.shape[0], self.n_in))
+        self.d = _rows(block.d, self.n_in)
 
     def back(self, m: Any, at: slice, out: Any = None) -> Any:
         return module_of(m).multiply(m, self.d[at, None, :], out=out)
@@ -174,7 +179,7 @@ class LinearSegment(Segment):
         super().__init__(block.x_shape[1:], block.y_shape[1:])
         self.w, self.samples = block.w, block.x_shape[0]
         self.rows = prod(self.x[:-1])
-        self.d = None if block.d is None else block.d.reshape((self.samples, self.n_out))
+        self.d = None if block.d is None else _rows(block.d, self.n_out)
 
     def back(self, m: Any, at: slice, out: Any = None) -> Any:
         return self._product(m if self.d is None else m * self.d[at, None, :], self.w.T, out)
