@@ -9,7 +9,12 @@ and added up by a second kernel, whose blocks share long runs: a word in every s
 every sum in a fixed order: bit-identical from run to run.
 
 float16 and bfloat16 are gathered two at a time, as the bits of a float32, and added up in float32.
+
+Nobody has looked at the ids, which would be waiting for the device: one outside [0, K) gives a row of NaN (the first
+row is read in its place); to be added up it counts as K, and that sum is not written.
 """
+
+import numpy as np
 
 from ..precision import narrow, working
 from .intrinsics import across_groups, arithmetic, cuda, device, int32, int64, pointer, vector_access
@@ -33,32 +38,38 @@ from .softmax_rows import FILL
 
 RUN = 32  # sorted places a group of lanes walks over
 AHEAD = 4  # rows or tiles loaded before the first is used
+NAN = np.array([0x7FC07FC0], np.uint32).view(np.float32)[0]  # as float16 and bfloat16 twice NaN
 SHAPES = [(lanes, access) for lanes in (8, 32) for access in ("wide", "single")]
 
 
 @cuda_kernel(variants=SHAPES, vector=is_wide)
 def gather_rows(T, L, access):
-    """out[v, j] = table[v, ids[j]]; table (V, K, n), out (V, count, n), L lanes a row."""
+    """out[v, j] = table[v, ids[j]], `missing` where there is no such row; table (V, K, n), out (V, count, n), L lanes
+    a row."""
     W = tile_width(T, access)
     size = AHEAD * W
     load, store = vector_access(T, W)
 
     def body(
-        table: pointer(T), ids: pointer(int32), out: pointer(T), count: int64, K: int64, n: int32, V: int64
+        table: pointer(T), ids: pointer(int64), out: pointer(T), missing: T, count: int64, K: int64, n: int32, V: int64
     ):  # fmt: skip
         thread = int64(cuda.blockIdx.x) * THREADS + int64(cuda.threadIdx.x)
         place, lane = thread // L, int32(thread % L)
         if place >= count:
             return
-        tiles = cuda.local.array(size, T)
+        row, tiles = ids[place], cuda.local.array(size, T)
+        known = row >= 0 and row < K
+        row = row if known else int64(0)
         v = int64(cuda.blockIdx.y)
         while v < V:
-            source, target = (v * K + ids[place]) * n, (v * count + place) * n
+            source, target = (v * K + row) * n, (v * count + place) * n
             column = lane * int32(W)
             while column < n:
                 for u in range(AHEAD):
                     if column + u * L * W < n:
                         load(table, source + column + u * L * W, tiles, u * W)
+                for k in range(size):
+                    tiles[k] = tiles[k] if known else missing
                 for u in range(AHEAD):
                     if column + u * L * W < n:
                         store(out, target + column + u * L * W, tiles, u * W)
@@ -85,7 +96,7 @@ def _store(T, W, part):
 )
 def run_sums(S, L, access):
     """Of RUN sorted places: out[v, id] of the ids that begin and end among them; partial[v, piece] = (the sum of the
-    id that began before, that of the one that goes on behind)."""
+    id that began before, that of the one that goes on behind). The id K, the last one, stands for those of no row."""
     T, W = arithmetic(S), tile_width(S, access)
     part = tile_width(T, access)
     ahead = AHEAD if part == W else AHEAD // 2  # as many bytes under way
@@ -141,7 +152,7 @@ def run_sums(S, L, access):
                 p += ahead
             if before:
                 store(partial, kept, total, 0)
-            elif end < count and ids[end] == own:
+            elif own == K or (end < count and ids[end] == own):
                 store(partial, kept + n, total, 0)
             else:
                 store(out, (v * K + own) * n + column, total, 0)
@@ -165,7 +176,7 @@ def join_runs(T, L, access):
         behind = first + RUN  # < count: the last piece has no block
         own = ids[behind - 1]
         began_before = ids[first] == own and first > 0 and ids[first - 1] == own
-        if ids[behind] != own or began_before:
+        if ids[behind] != own or began_before or own == K:
             return
         pieces = (count + (RUN - 1)) // RUN
         group, lane = int32(cuda.threadIdx.x) // int32(L), int32(cuda.threadIdx.x) % int32(L)
@@ -220,13 +231,13 @@ def gathered(xp, ids, table):
     (table,) = contiguous(xp, table)
     if str(table.dtype) in HALVES:
         return gathered(xp, ids, table.view(xp.float32)).view(table.dtype)
-    places = xp.ascontiguousarray(ids, dtype=xp.int32)
+    places = xp.ascontiguousarray(ids, dtype=xp.int64)
     (V, K, n), count = table.shape, ids.size
     out = empty(xp, (V, *ids.shape, n), table.dtype)
     shape = _shape(n, table, out)
     across = blocks(count * shape[0], THREADS)
     grid = (across, min(V, max(1, FILL // across)))
-    gather_rows[table.dtype, *shape](grid, THREADS, table, places, out, count, K, n, V)
+    gather_rows[table.dtype, *shape](grid, THREADS, table, places, out, NAN, count, K, n, V)
     return out
 
 
@@ -234,9 +245,10 @@ def summed(xp, ids, dy, K):
     """The rows of a stack dy (V, *ids, n) added up by id -> (V, K, n)."""
     (dy,) = contiguous(xp, dy)
     V, n, count = dy.shape[0], dy.shape[-1], ids.size
-    flat = ids.reshape(-1)
-    order = xp.argsort(flat, kind="stable")
-    places, order = (xp.ascontiguousarray(i, dtype=xp.int32) for i in (flat[order], order))
+    # as unsigned numbers, those below 0 are the largest
+    keys = xp.minimum(ids.reshape(-1).astype(xp.int64, copy=False).view(xp.uint64), K).astype(xp.int32)
+    order = xp.argsort(keys, kind="stable")
+    places, order = keys[order], order.astype(xp.int32)
     pieces = blocks(count, RUN)
     T, deep = working(dy.dtype), min(V, GRID_Z)
     out, partial = xp.zeros((V, K, n), T), empty(xp, (V, pieces, 2, n), T)
@@ -259,7 +271,7 @@ def _vjp(xp, saved, dy, need):
     ids, table = saved
     if not need[1]:
         return None, None
-    if not _serves(ids, table, dy) or not table.size:
+    if not _serves(ids, table, dy) or not table.size or table.shape[0] >= 2**31:
         return NotImplemented
     return None, summed(xp, ids, dy, table.shape[0])
 

@@ -13,9 +13,9 @@ one variant: an activation, a vector width). Its parameter annotations are its s
 
     scale["float32", 1](blocks(n, 256), 256, x, y, n)
 
-On the GPU the function is compiled by Numba to a cubin for the current device, kept on disk, and launched by CuPy on
-its current stream. Inside `simulate()` the same function runs on NumPy arrays, thread by thread. Importing this module
-needs no GPU.
+On the GPU the function is compiled by Numba to a cubin for the current device, kept on disk, and launched on CuPy's
+current stream (see `launchers`). Inside `simulate()` the same function runs on NumPy arrays, thread by thread.
+Importing this module needs no GPU.
 """
 
 import contextlib
@@ -29,6 +29,7 @@ import numpy as np
 
 from ..device import SIMULATING
 from ..precision import is_floating
+from . import launchers
 
 GRID_Z = 65535  # the most blocks along y and z
 THREADS = 256  # threads of a block, unless a kernel says otherwise
@@ -192,18 +193,18 @@ class Launchable:
         import cupy
 
         device = cupy.cuda.runtime.getDevice()
-        function = self._loaded.get(device)
+        function = self._loaded.get((device, launchers.LAUNCHER))
         if function is None:
             from .cache import cubin_of
 
+            load = launchers.loader()
+
             digits = cupy.cuda.Device(device).compute_capability  # "90", "100"
             entry, cubin = cubin_of(self, (int(digits[:-1]), int(digits[-1])))
-            module = cupy.cuda.Module()
             try:
-                module.load(cubin)
+                function = self._loaded[device, launchers.LAUNCHER] = load(cupy, entry, cubin)
             except Exception as error:
                 raise RuntimeError(_refused(cupy, self.name, digits, error)) from error
-            function = self._loaded[device] = module.get_function(entry)
         return device, function
 
 

@@ -18,6 +18,8 @@ from standin import MODULE, DeviceArray
 
 from gradlib.kernels.simulator import run_grid
 
+_SIZED_BY_VALUES = (np.nonzero, np.flatnonzero, np.argwhere, np.unique)  # the host waits to know how many
+
 
 class Stream:
     """A stream; `work` is a list while it is captured."""
@@ -84,9 +86,16 @@ class Data:
         standin.change(ctypes.memmove, self.ptr, other.ptr, size)
 
 
+class Memory:
+    """Memory of the device, which goes back to it with this object."""
+
+    def __init__(self, size):
+        self.size = size
+
+
 class Pool:
-    def __init__(self, cuda):
-        self.cuda, self.freed = cuda, False
+    def __init__(self, cuda, allocator=None):
+        self.cuda, self.allocator, self.freed = cuda, allocator, False
         cuda.pools.append(self)
 
     def malloc(self, size):
@@ -98,6 +107,8 @@ class Pool:
 
 class Cuda:
     """`cupy.cuda`; `log` is what it was asked for, `allocators` the pools in use, `device` the current device."""
+
+    Memory = Memory
 
     def __init__(self):
         self.log, self.pools, self.allocators, self.all_streams, self.device = [], [], [], [], 0
@@ -119,8 +130,11 @@ class Cuda:
     def Event(self, disable_timing):
         return Event(disable_timing)
 
-    def MemoryPool(self):
-        return Pool(self)
+    def MemoryPool(self, allocator=None):
+        return Pool(self, allocator)
+
+    def MemoryPointer(self, memory, offset):
+        return SimpleNamespace(mem=memory, offset=offset)
 
     @contextlib.contextmanager
     def using_allocator(self, malloc):
@@ -158,6 +172,8 @@ class Cuda:
             return f(*args, **kwargs)
         if f is np.matmul or getattr(f, "__name__", "") == "__matmul__":
             raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        if f in _SIZED_BY_VALUES or any(x.dtype == bool for x in _arrays(args[1:]) if f is np.ndarray.__getitem__):
+            self.read(None)
         if kwargs.get("out") is not None:
             work.append(lambda: f(*args, **kwargs))
             return kwargs["out"]
@@ -225,7 +241,7 @@ class Cublas:
     """The library's few functions that gradlib.cublas calls, column by column as cuBLAS counts."""
 
     def __init__(self, cuda):
-        self.cuda, self.calls, self.stream, self.workspace = cuda, [], None, None
+        self.cuda, self.calls, self.results, self.stream, self.workspace = cuda, [], [], None, None
 
     def cublasCreate_v2(self, handle):
         assert not self.cuda.get_current_stream().is_capturing()
@@ -257,6 +273,7 @@ class Cublas:
         second = _columns(*b, dtype, count, *((n, k) if tb else (k, n)), tb)
         result = _columns(*c, dtype, count, m, n, 0)
         self.calls.append((ta, tb, m, n, k, count))
+        self.results.append(c[0].value)
 
         def multiply():  # as NumPy's product of the rows, to the bit
             for i in range(count):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from rulecheck import Case, RuleCheck, close, randn
+from standin import MODULE, rules_only, to_numpy, to_standin
 from test_layer_norm import apart
 
 import gradlib as gl
@@ -106,6 +107,57 @@ def test_capture_checks_the_ids_of_every_replay():
     np.testing.assert_array_equal(step(table, other), gl.grad(lambda t: (embedding(other, t) ** 2).sum())(table))
     with pytest.raises(IndexError, match="embedding: id 4 is out of range"):
         step(table, np.array([1, 1, 4, 2, 0]))
+
+
+BAD = np.array([3, 4, 0, -1, 3])  # of four rows
+GOOD = np.array([True, False, True, False, True])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int64", "uint8", "uint64"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+def test_on_a_device_an_id_of_no_row_gives_nan_and_no_gradient(kind, dtype):
+    table, dy, tangent = (randn(*shape).astype(dtype) for shape in ((4, 3), (2, 5, 3), (2, 4, 3)))
+    ids = np.where(BAD < 0, 250 if kind == "uint8" else -1, BAD).astype(kind)
+    with rules_only():
+        y, saved = OP.forward(MODULE, *to_standin((ids, table)))
+        dy[:, ~GOOD] = np.nan
+        dx = OP.vjp(MODULE, saved, to_standin(dy), (False, True))[1]
+        dt = OP.jvp(MODULE, saved, (None, to_standin(tangent)))
+    y, dx, dt = to_numpy((y, dx, dt))
+    assert y.dtype == dx.dtype == dt.dtype == dtype
+    np.testing.assert_array_equal(y[GOOD], table[BAD[GOOD]])
+    np.testing.assert_array_equal(dt[:, GOOD], tangent[:, BAD[GOOD]])
+    assert np.isnan(y[~GOOD]).all() and np.isnan(dt[:, ~GOOD]).all()
+    close(dx.astype(float), OP.vjp(np, (BAD[GOOD], table), dy[:, GOOD], (False, True))[1].astype(float), 1e-15)
+
+
+def test_on_a_device_nothing_waits_for_the_ids(monkeypatch):
+    table, ids = to_standin((randn(4, 3), BAD))
+
+    def read(self, *args):
+        raise AssertionError("waits for the device")
+
+    def loss(t, ids):
+        return np.sum(embedding(ids, t)[::2] ** 3)
+
+    with rules_only(), monkeypatch.context() as m:
+        for name in ("__bool__", "__int__", "__float__", "get", "item"):
+            m.setattr(type(table), name, read)
+        first = gl.grad(loss)(table, ids)
+        second = gl.hvp(lambda t: loss(t, ids), (table,), (table,))
+        each = gl.per_sample_grad(lambda t, i: embedding(i, t).sum((1, 2)))(table, ids.reshape((5, 1)))
+    kept = BAD[::2]
+    close(first.get(), gl.grad(loss)(table.get(), np.repeat(kept, 2)), 1e-14)
+    close(second.get(), gl.hvp(lambda t: loss(t, np.repeat(kept, 2)), (table.get(),), (table.get(),)), 1e-14)
+    assert (each.get().sum((1, 2)) == 3 * GOOD).all()
+
+
+def test_on_a_device_detect_anomaly_checks_the_ids():
+    table, ids = to_standin((randn(4, 3), BAD))
+    with rules_only(), gl.detect_anomaly(), pytest.raises(IndexError, match="id -1 is out of range for a table of 4"):
+        embedding(ids, table)
+    with pytest.raises(IndexError, match="out of range for a table of 0 rows"):
+        embedding(ids, to_standin(randn(0, 3)))
 
 
 def test_a_network_of_words_learns():

@@ -111,6 +111,40 @@ def test_ids_of_no_axis(dtype):
     check_sums(ids, table, dy, dtype)
 
 
+FAR = {"int64": [2**32 + 1, -(2**32) + 1, 7, -1], "uint64": [2**64 - 6, 2**32 + 1, 7, 7], "int8": [7, -1, 127, -128]}
+
+
+@pytest.mark.parametrize("kind", FAR)
+@pytest.mark.parametrize("n", [3, 8])
+def test_an_id_of_no_row_gives_nan_and_no_gradient(kind, n, schedule):
+    """Far outside in the middle of a piece, and at the border of more than one."""
+    good = np.random.default_rng(0).integers(0, 7, 5 * RUN)
+    ids = np.concatenate([good.astype(kind), np.repeat(np.array(FAR[kind], kind), 3), np.full(2 * RUN, 7, kind)])
+    known = np.arange(len(ids)) < len(good)
+    order = np.random.default_rng(1).permutation(len(ids))
+    ids, known = ids[order], known[order]
+    _, table, dy = data(n, "float32", V=2, ids=ids)
+    y, saved = call(embedding.forward, ids, table)
+    np.testing.assert_array_equal(y[known], table[ids[known].astype(int)])
+    assert np.isnan(y[~known]).all()
+    tangent = call(embedding.jvp, saved, (None, np.stack([table, -table])))
+    np.testing.assert_array_equal(tangent, np.stack([y, -y]))
+    dy[:, ~known] = np.nan
+    got = call(embedding.vjp, (ids, table), dy, NEED)[1]
+    close(got, call(embedding.vjp, (ids[known].astype(int), table), dy[:, known], NEED)[1], "float32", scale=4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_few_ids_of_no_row(dtype):
+    ids, table, dy = data(6, dtype, ids=[1, 7, -1, 0])
+    y, _ = call(embedding.forward, ids, table)
+    np.testing.assert_array_equal(y[[0, 3]], table[[1, 0]])
+    assert np.isnan(y[1:3]).all()
+    got = call(embedding.vjp, (ids, table), dy, NEED)[1]
+    np.testing.assert_array_equal(got[:, :2], dy[:, [3, 0]])
+    assert not got[:, 2:].any()
+
+
 def test_what_is_left_to_the_rule():
     ids, table, dy = data(4, "float32")
     assert call(embedding.forward, ids, table.astype("longdouble")) is NotImplemented

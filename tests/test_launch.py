@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gradlib.kernels import launch
+from gradlib.kernels import launch, launchers
 from gradlib.kernels.launch import SIMULATED, CudaKernel, Launchable, aligned, blocks, empty, pointer, simulate, takes
 
 simulated = pytest.mark.skipif(not SIMULATED, reason="needs the simulator")
@@ -163,6 +163,85 @@ def test_a_driver_that_refuses_a_kernel_is_named(cupy):
     x = DeviceArray(4, "float32", 512)
     with pytest.raises(RuntimeError, match=r"scaled.*knows CUDA 12\.4,.*compute capability 9\.0: CUDA_ERROR.*update"):
         _kernel()["float32", 2](1, 32, x, x, 4)
+
+
+@pytest.fixture
+def core(cupy, monkeypatch):
+    """A stand-in for cuda.core beside CuPy's, chosen; `log` is what it was asked to do."""
+    log = []
+    kernel = SimpleNamespace(handle="handle")
+    code = SimpleNamespace(get_kernel=lambda entry: log.append(("kernel", entry)) or kernel)
+    module = SimpleNamespace(
+        Device=lambda number: SimpleNamespace(set_current=lambda: log.append(("current", number))),
+        LaunchConfig=lambda **config: config,
+        ObjectCode=SimpleNamespace(from_cubin=lambda cubin: log.append(("load", cubin)) or code),
+        Stream=SimpleNamespace(from_handle=lambda ptr: ("stream", ptr)),
+        launch=lambda *what: log.append(("launch", *what)),
+    )
+    driver = SimpleNamespace(
+        CUfunction_attribute=SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="most"),
+        cuKernelSetAttribute=lambda *what: log.append(("set", *what)) or (int(what[1] > 1 << 18),),
+    )
+    sys.modules["cupy"].cuda.get_current_stream = lambda: SimpleNamespace(ptr=77)
+    monkeypatch.setitem(sys.modules, "cuda.core", module)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=driver))
+    monkeypatch.setattr(launchers, "LAUNCHER", "cuda.core")
+    monkeypatch.setattr(launchers, "_thread", SimpleNamespace())
+    return SimpleNamespace(log=log, kernel=kernel)
+
+
+def test_cuda_core_launches_on_cupys_stream(core, cupy):
+    launch, x, y = _kernel()["float32", 2], DeviceArray(4, "float32", 512), DeviceArray(4, "float32", 1024)
+    launch((5, 2), 64, x, y, 4)
+    launch((5, 2), 64, x, y, 4)
+    once = {"grid": (5, 2), "block": (64,), "shmem_size": 0}
+    assert core.log[:3] == [("current", 0), ("load", b"test_launch.scaled-float32-2(9, 0)"), ("kernel", "entry(9, 0)")]
+    assert core.log[3:] == [("launch", ("stream", 77), once, core.kernel, 512, 1024, 4)] * 2
+    assert isinstance(core.log[3][-1], np.int64) and cupy.log == []
+
+
+def test_cuda_core_launches_with_shared_memory(core, monkeypatch):
+    from gradlib.kernels import network_jacobian
+
+    monkeypatch.setattr(network_jacobian, "_device_machine", lambda device: SimpleNamespace(block_bytes=200_000))
+    x = DeviceArray(4, "float32", 512)
+    sized = network_jacobian._Sized(_kernel()["float32", 2], 60_000)
+    for _ in range(2):
+        sized(3, 64, x, x, 4)
+    assert [entry for entry in core.log if entry[0] == "set"] == [("set", "most", 200_000, "handle", 0)]
+    assert [entry[2]["shmem_size"] for entry in core.log if entry[0] == "launch"] == [60_000] * 2
+    with pytest.raises(RuntimeError, match="300000 bytes of shared memory are refused"):
+        launchers.allow_shared(sized.plain._function()[1], 300_000)
+
+
+def test_the_launcher_can_change_and_must_be_known(core, cupy, monkeypatch):
+    launch, x = _kernel()["float32", 2], DeviceArray(4, "float32", 512)
+    for name in ("cuda.core", "cupy", "cuda.core"):
+        monkeypatch.setattr(launchers, "LAUNCHER", name)
+        launch(1, 32, x, x, 4)
+    assert [what for what, *_ in core.log].count("launch") == 2
+    assert [what for what, *_ in cupy.log] == ["load", "entry(9, 0)"]
+    monkeypatch.setattr(launchers, "LAUNCHER", "numba")
+    with pytest.raises(ValueError, match=r"GRADLIB_LAUNCHER: expected one of cupy, cuda\.core, got 'numba'"):
+        launch(1, 32, x, x, 4)
+    monkeypatch.setattr(launchers, "LAUNCHER", "cuda.core")
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    with pytest.raises(RuntimeError, match=r"GRADLIB_LAUNCHER=cuda\.core needs that package"):
+        _kernel()["float32", 3](1, 32, x, x, 4)
+
+
+def test_cuda_cores_api_is_what_the_stand_in_shows():
+    core = pytest.importorskip("cuda.core")
+    driver = pytest.importorskip("cuda.bindings.driver")
+    handler = pytest.importorskip("cuda.core._kernel_arg_handler")
+    config = core.LaunchConfig(grid=(5, 2), block=(64,), shmem_size=60_000)
+    assert config.grid == (5, 2, 1) and config.block == (64, 1, 1) and config.shmem_size == 60_000
+    assert [int(core.Stream.from_handle(ptr).handle) for ptr in (0, 77)] == [0, 77]
+    handler.ParamHolder([2**40, np.int32(1), np.int64(1), np.float32(1), np.float64(1), np.uint8(1), np.uint32(1)])
+    assert callable(core.ObjectCode.from_cubin) and callable(core.ObjectCode.get_kernel) and callable(core.launch)
+    assert hasattr(core.Kernel, "handle") and callable(core.Device.set_current)
+    assert driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES == 8
+    assert callable(driver.cuKernelSetAttribute)
 
 
 def test_a_table_goes_to_the_device_as_a_graph_wants_it():

@@ -281,10 +281,21 @@ def first_step(a: Arrays, rows: np.ndarray) -> list[np.ndarray]:
     return [(w[0] - LR * g / (np.abs(g) + EPS))[rows]]
 
 
-def gradlib_launch(a: dict[str, Any]) -> Callable[[], Any]:
-    import gradlib as gl
+def gradlib_launch(launcher: str) -> Any:
+    def build(a: dict[str, Any]) -> Callable[[], Any]:
+        import gradlib as gl
+        from gradlib.kernels import launchers
 
-    return lambda: gl.relu(a["x"])
+        def run() -> Any:
+            before, launchers.LAUNCHER = launchers.LAUNCHER, launcher
+            try:
+                return gl.relu(a["x"])
+            finally:
+                launchers.LAUNCHER = before
+
+        return run
+
+    return build
 
 
 def torch_launch(a: dict[str, Any]) -> Callable[[], Any]:
@@ -315,6 +326,7 @@ CASES = [
     Case("training step of 100-64-32-10, B = 100", "training step", network,
          {"gradlib": gradlib_step(False), "gradlib captured": gradlib_step(True), "torch": torch_step(False),
           "torch graph": torch_step(True)}, first_step, {"batch": 100}, {"batch": 5}, tolerance=2e-3, before="w0"),
-    Case("launch: relu of 32 numbers", "launch", logits_of, {"gradlib": gradlib_launch, "torch": torch_launch},
+    Case("launch: relu of 32 numbers", "launch", logits_of,
+         {"gradlib": gradlib_launch("cupy"), "gradlib cuda.core": gradlib_launch("cuda.core"), "torch": torch_launch},
          lambda a, rows: [np.maximum(a["x"][rows], 0)], {"rows": 4, "width": 8}, {"rows": 4, "width": 8}),
 ]  # fmt: skip
