@@ -245,6 +245,7 @@ class Captured:
             replay = one_blas_thread()(replay)
         self.replay = graphed(getattr(f, "__name__", "the function"), replay, recorder)
         self.first = [raw(x) for x in out]
+        recorder.known.clear()  # a circle of references, which holds all values until Python looks for circles
 
 
 def capture(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -290,7 +291,8 @@ def capture(f: Callable[..., Any]) -> Callable[..., Any]:
         if program is None:
             with lock:
                 program = programs[key] = Captured(f, leaves, structure)
-                return tree.unflatten(program.structure, program.first)
+                first, program.first = program.first, []
+                return tree.unflatten(program.structure, first)
         return tree.unflatten(program.structure, program.replay(*[leaves[i] for i in program.at]))
 
     return wrapped

@@ -86,6 +86,7 @@ class Product:
         if a.shape[-1] != b.shape[-2] or shape == (1, 1):
             return NotImplemented
         fits = out is not None and out.flags.c_contiguous and out.dtype == dtype and out.shape == shape
+        fits = fits and not any(self.cupy.may_share_memory(out, x) for x in (a, b))
         c = out if fits else self.cupy.empty(shape, dtype)
         a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
         first, second = (self._batch(a, lead), self._batch(b, lead)) if lead else (_first(a), _second(b))

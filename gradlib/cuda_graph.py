@@ -67,6 +67,8 @@ class GraphReplay:
         return self.replay(*arrays)
 
     def _made(self, arrays: tuple) -> Graph | None:
+        if self.refused:  # while this thread waited
+            return None
         for x in arrays:
             if array_module(x) is not self.cupy:
                 self.refuse(f"it is given a NumPy {describe(x)}: gl.to_device takes it to the GPU")
@@ -92,7 +94,8 @@ class Graph:
     def __init__(self, cupy: Any, replay: Replay, arrays: tuple) -> None:
         self.cupy, self.device = cupy, cupy.cuda.runtime.getDevice()
         cupy.get_default_memory_pool().free_all_blocks()  # what the record left free there is needed here now
-        self.pool = cupy.cuda.MemoryPool()
+        self.blocks: list[Any] = []
+        self.pool = cupy.cuda.MemoryPool(_keeping(cupy.cuda, self.blocks))
         self.kept: list[Any] = []
         self.done = cupy.cuda.Event(disable_timing=True)
         stream = cupy.cuda.Stream(non_blocking=True)
@@ -135,8 +138,20 @@ class Graph:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # the interpreter may be going down
             self.graph = self.inputs = self.outputs = self.kept = None  # type: ignore[assignment]
+            self.blocks.clear()
             with self.cupy.cuda.Device(self.device):
                 self.pool.free_all_blocks()  # a pool does not do it by itself
+
+
+def _keeping(cuda: Any, blocks: list[Any]) -> Callable[[int], Any]:
+    """An allocator for a pool. `blocks` keeps its memory: where the device has no more, a pool gives back what is free
+    just then, but every launch of the graph uses that again."""
+
+    def malloc(size: int) -> Any:
+        blocks.append(cuda.Memory(size))
+        return cuda.MemoryPointer(blocks[-1], 0)
+
+    return malloc
 
 
 def _captured(stream: Any, work: Callable[[], Any]) -> tuple[Any, Any]:

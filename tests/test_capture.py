@@ -1,6 +1,8 @@
 """gl.capture: replays equal the uncaptured function to the last bit, and refuse what they would freeze."""
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -45,6 +47,28 @@ def test_replays_equal_to_the_bit(name, dtype):
         before = x.copy()
         same(captured(x), f(x))
         assert np.array_equal(x, before)
+
+
+@pytest.mark.parametrize("transform", [gl.grad, gl.batch_jacobian])
+def test_what_the_record_computed_is_gone_at_once(transform):
+    """A GPU's memory cannot wait for Python to look for circles of references."""
+    inside = []
+
+    def f(x):
+        y = np.tanh(x)
+        value = y
+        while type(value) is not np.ndarray:
+            value = value.value
+        inside.append(weakref.ref(value))
+        return np.sum(y * y) if transform is gl.grad else y * y
+
+    captured = gl.capture(transform(f))
+    gc.disable()
+    try:
+        result = weakref.ref(captured(np.ones((3, 4))))
+        assert inside and not any(value() is not None for value in inside) and result() is None
+    finally:
+        gc.enable()
 
 
 def training_step(captured):

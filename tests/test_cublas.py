@@ -51,6 +51,20 @@ def test_products_go_to_cublas_as_they_lie(gpu, layout, dtype):
     assert (1, 1) in transposed if layout == "columns" else (0, 0) in transposed
 
 
+@pytest.mark.parametrize("shape", [(3, 3), (2, 3, 3)])
+def test_a_product_may_be_written_over_its_factors(gpu, shape):
+    """As with NumPy and CuPy: cuBLAS would read what it wrote."""
+    a, b = RNG.standard_normal(shape), RNG.standard_normal(shape)
+    x, y = DeviceArray(a.copy()), DeviceArray(b)
+    with gpu.Stream(True) as stream, cublas.products_of_ours(MODULE, stream, []):
+        stream.begin_capture()
+        assert MODULE.matmul(x, y, x) is x
+        graph = stream.end_capture()
+    assert gpu.cublas.results[-1] != x.data.ptr
+    graph.launch(stream)
+    np.testing.assert_allclose(x.get(), a @ b, rtol=1e-14, atol=1e-14)
+
+
 def test_our_product_is_gone_after_the_capture_even_if_kept(gpu):
     x, stream = MODULE.ones((2, 2)), gpu.Stream(True)
     with cublas.products_of_ours(MODULE, stream, []):
