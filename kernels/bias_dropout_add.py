@@ -7,53 +7,61 @@ by op it were 8. The mask is `dropout`'s, a function of seed, counter and positi
 entries from Philox in registers, in the backward pass again, and x + b is added again instead of kept. Backward, a
 block takes 32 tiles of columns and some rows: each thread writes dx and keeps the sum of its columns in registers; the
 block adds them up in shared memory and writes one row of partial sums, which a second, small sum completes. No
-atomics: the result is bit-identical from run to run. Rows must be a multiple of 4 entries, the words of one draw.
+atomics: the result is bit-identical from run to run. Rows must be a multiple of 4 entries, the words of one draw, of
+float16 and bfloat16 of 8; their sums stay float32 until the last one is rounded.
 """
 
-from .dropout import LOW, high, low, philox
+from ..precision import narrow, working
+from .dropout import LOW, elements_of, scaled_masks
 from .formulas import formula
-from .intrinsics import WARP, across_groups, cuda, device, int32, int64, pointer, quotient, tile_access, uint32, uint64
-from .launch import GRID_Z, THREADS, Kernel, aligned, blocks, contiguous, cuda_kernel, empty, takes, vector_width
+from .intrinsics import (
+    WARP,
+    across_groups,
+    arithmetic,
+    cuda,
+    int32,
+    int64,
+    pointer,
+    quotient,
+    tile_access,
+    uint32,
+    uint64,
+)
+from .launch import (
+    FLOATS,
+    GRID_Z,
+    HALVES,
+    THREADS,
+    Kernel,
+    aligned,
+    blocks,
+    contiguous,
+    cuda_kernel,
+    empty,
+    takes,
+    vector_width,
+)
 
 NAMES = {None: "identity", "relu": "relu", "gelu": "gelu", "silu": "silu"}  # activation -> formula
 VARIANTS = [(name,) for name in NAMES.values()]
 DEPTH = 8  # rows a thread adds up
 
 
-def _masks(T):
-    """-> device function fill(m, e, seed, counter, threshold, scale): what the entries from e on are multiplied by."""
-    whole = vector_width(T) == 4  # a tile has all four words of a draw, or two of them
-
-    @device
-    def fill(m, e, seed, counter, threshold, scale):
-        at = uint64(e >> int64(2))
-        w0, w1, w2, w3 = philox(low(at), high(at), low(counter), high(counter), low(seed), high(seed))
-        if whole:
-            m[2] = scale if w2 >= threshold else T(0)
-            m[3] = scale if w3 >= threshold else T(0)
-        elif e & int64(2):
-            w0, w1 = w2, w3
-        m[0] = scale if w0 >= threshold else T(0)
-        m[1] = scale if w1 >= threshold else T(0)
-
-    return fill
-
-
-@cuda_kernel(variants=VARIANTS, vector=lambda *key: True)
-def add_forward(T, name):
+@cuda_kernel(FLOATS + HALVES, VARIANTS, vector=lambda *key: True)
+def add_forward(S, name):
     """y = residual + act(x + b) m for x (rows, n)."""
+    T, W = arithmetic(S), vector_width(S)
     f, _ = formula(T, name)
-    W = vector_width(T)
-    load, store = tile_access(T, W)
-    fill = _masks(T)
+    load, store = tile_access(S, W)
+    fill = scaled_masks(T, W)
 
     def body(
-        x: pointer(T),
-        b: pointer(T),
-        residual: pointer(T),
+        x: pointer(S),
+        b: pointer(S),
+        residual: pointer(S),
         seed: pointer(uint64),
         counter: pointer(uint64),
-        y: pointer(T),
+        y: pointer(S),
         tiles: int32,
         n: int32,
         has_b: int32,
@@ -91,24 +99,26 @@ def add_forward(T, name):
     return body
 
 
-@cuda_kernel(variants=VARIANTS, vector=lambda *key: True)
-def add_backward(T, name):
+@cuda_kernel(FLOATS + HALVES, VARIANTS, vector=lambda *key: True, registers=128)  # of halves: two draws, eight sums
+def add_backward(S, name):
     """dx[v] = dy[v] act'(x + b) m, partial[v, block of rows] = sums of its columns, if `sums`; x and b as given."""
+    T, W = arithmetic(S), vector_width(S)
     f, df = formula(T, name)
-    W = vector_width(T)
-    load, store = tile_access(T, W)
+    load, store = tile_access(S, W)
+    part = vector_width(T)
+    _, store_part = tile_access(T, part)
     add = across_groups(T, WARP, W)
-    fill = _masks(T)
+    fill = scaled_masks(T, W)
     groups = THREADS // WARP
     needs_x = name != "identity"
 
     def body(
-        x: pointer(T),
-        b: pointer(T),
+        x: pointer(S),
+        b: pointer(S),
         seed: pointer(uint64),
         counter: pointer(uint64),
-        dy: pointer(T),
-        dx: pointer(T),
+        dy: pointer(S),
+        dx: pointer(S),
         partial: pointer(T),
         rows: int64,
         n: int32,
@@ -152,7 +162,9 @@ def add_backward(T, name):
                 add(total)
                 if group == 0 and column < n:
                     base = (v * int64(cuda.gridDim.y) + int64(cuda.blockIdx.y)) * n
-                    store(partial, base + column, base + n, total, 0, wide)
+                    store_part(partial, base + column, base + n, total, 0, wide)
+                    if part < W:
+                        store_part(partial, base + column + part, base + n, total, part, wide)
             v += int64(cuda.gridDim.z)
 
     return body
@@ -168,11 +180,11 @@ def _mask_arguments(xp, seed, counter, rate):
 
 def _serves(x, *others, seed, counter, activation):
     return (
-        takes(x, *others)
+        takes(x, *others, dtypes=FLOATS + HALVES)
         and (seed is None or takes(seed, counter, dtypes=("uint64",)))
         and activation in NAMES
         and 0 < x.size < 2**31
-        and x.shape[-1] % 4 == 0
+        and x.shape[-1] % elements_of(x.dtype) == 0
     )
 
 
@@ -203,14 +215,14 @@ def _vjp(xp, saved, dy, need, *, activation, rate):
     deep = blocks(rows, DEPTH * (THREADS // WARP))
     if deep > GRID_Z:
         return NotImplemented
-    dx, partial = empty(xp, dy.shape, dy.dtype), empty(xp, (V, deep if need[1] else 0, n), dy.dtype)
+    dx, partial = empty(xp, dy.shape, dy.dtype), empty(xp, (V, deep if need[1] else 0, n), working(dy.dtype))
     drawn, (has_mask, threshold, scale) = _mask_arguments(xp, seed, counter, rate)
     wide = aligned(x, b, dy, dx, partial)
     arrays = (dy if x is None else x, dy if b is None else b, *drawn, dy, dx, partial)
     flags = (b is not None, has_mask, need[1], threshold, scale, wide)
     grid = (blocks(n, WARP * W), deep, min(V, GRID_Z))
     add_backward[dy.dtype, NAMES[activation]](grid, THREADS, *arrays, rows, n, V, *flags)
-    db = (partial[:, 0] if deep == 1 else xp.sum(partial, axis=1)) if need[1] else None
+    db = narrow(partial[:, 0] if deep == 1 else xp.sum(partial, axis=1), dy.dtype) if need[1] else None
     return dx if need[0] else None, db, dy if need[2] else None, None, None
 
 

@@ -5,20 +5,34 @@
 Three launches, whatever the number of tensors. First a block takes a chunk of one tensor, by `optim`'s table on the
 device: 16 bytes a load, all loads of a thread before its first product, one partial sum a block. Then one block adds up
 the partial sums, 1 for 4096 entries, and leaves norm and scale in the device's memory, where the third launch finds
-them. 3 numbers move for each entry. Sums are in the gradients' dtype, in a fixed order: no atomics, the same bits from
-run to run.
+them. 3 numbers move for each entry. Sums are in the gradients' dtype, of float16 and bfloat16 in float32, in a fixed
+order: no atomics, the same bits from run to run. Gradients of several dtypes take two launches each, and one for their
+joint norm.
 """
 
-from .intrinsics import as_pointer, cuda, divide, int32, int64, pointer, reductions, square_root, tile_access, uint64
-from .launch import THREADS, contiguous, cuda_kernel, empty, takes, vector_width
+from ..precision import working
+from .intrinsics import (
+    arithmetic,
+    as_pointer,
+    cuda,
+    divide,
+    int32,
+    int64,
+    pointer,
+    reductions,
+    square_root,
+    tile_access,
+    uint64,
+)
+from .launch import FLOATS, HALVES, THREADS, contiguous, cuda_kernel, empty, vector_width
 from .optim import CHUNK, by_dtype, chunk_places, chunk_table
 
 
-@cuda_kernel(vector=lambda *key: True)
-def squares_of_chunks(T):
+@cuda_kernel(FLOATS + HALVES, vector=lambda *key: True)
+def squares_of_chunks(S):
     """partial[block] = the sum of squares of its chunk: rows of the table are n and g."""
-    at, W = as_pointer(T), vector_width(T)
-    places, (load, _) = chunk_places(T, 1), tile_access(T, W)
+    T, at, W = arithmetic(S), as_pointer(S), vector_width(S)
+    places, (load, _) = chunk_places(1), tile_access(S, W)
     add, _ = reductions(T, None)
     TILES = CHUNK // (THREADS * W)
     HELD = TILES * W
@@ -67,11 +81,11 @@ def norm_and_scale(T):
     return body
 
 
-@cuda_kernel(vector=lambda *key: True)
-def scaled_chunks(T):
+@cuda_kernel(FLOATS + HALVES, vector=lambda *key: True)
+def scaled_chunks(S):
     """out = g scale for one chunk: rows of the table are n, g and out; result holds norm and scale."""
-    at, W = as_pointer(T), vector_width(T)
-    places, (load, store) = chunk_places(T, 2), tile_access(T, W)
+    T, at, W = arithmetic(S), as_pointer(S), vector_width(S)
+    places, (load, store) = chunk_places(2), tile_access(S, W)
 
     def body(table: pointer(uint64), chunks: pointer(int32), tensors: int64, result: pointer(T)):
         t, start, n, end, wide = places(table, chunks, tensors)
@@ -92,19 +106,23 @@ def scaled_chunks(T):
 def clip_by_global_norm(xp, grads, max_norm):
     """(tuple of clipped arrays, norm of shape ()), all on the device of `grads`, which are not changed.
 
-    NotImplemented unless all are of one dtype, float32 or float64, and some entry exists."""
-    if not takes(*grads):
+    NotImplemented unless all are computed in one dtype, float32 or float64, and some entry exists."""
+    dtypes = {working(g.dtype) for g in grads}
+    if len(dtypes) != 1:
         return NotImplemented
     grads = contiguous(xp, *grads)
     clipped = tuple(empty(xp, g.shape, g.dtype) for g in grads)
     groups = by_dtype((grads, clipped))
-    if not groups:
+    if groups is NotImplemented or not groups:
         return NotImplemented
-    ((dtype, lists),) = groups
-    table, chunks, count = chunk_table(lists)
-    partial, result = empty(xp, (count,), dtype), empty(xp, (2,), dtype)
-    tensors = len(lists[0])
-    squares_of_chunks[dtype](count, THREADS, table, chunks, tensors, partial)
-    norm_and_scale[dtype](1, THREADS, partial, count, max_norm, result)
-    scaled_chunks[dtype](count, THREADS, table, chunks, tensors, result)
+    (dtype,) = dtypes
+    tables = [(stored, len(lists[0]), *chunk_table(lists)) for stored, lists in groups]
+    total = sum(count for *_, count in tables)
+    partial, result, done = empty(xp, (total,), dtype), empty(xp, (2,), dtype), 0
+    for stored, tensors, table, chunks, count in tables:
+        squares_of_chunks[stored](count, THREADS, table, chunks, tensors, partial[done : done + count])
+        done += count
+    norm_and_scale[dtype](1, THREADS, partial, total, max_norm, result)
+    for stored, tensors, table, chunks, count in tables:
+        scaled_chunks[stored](count, THREADS, table, chunks, tensors, result)
     return clipped, result[:1].reshape(())

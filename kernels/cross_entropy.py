@@ -197,12 +197,12 @@ def streamed_loss(S):
     return body
 
 
-@cuda_kernel(
-    FLOATS + HALVES,
-    ((8,), (32,)),
-    without=lambda dtype, lanes: dtype in HALVES and lanes == 8,
-    vector=lambda *key: True,
-)
+def _left_out(dtype, lanes):
+    """Short rows of float16 and bfloat16 take a warp too."""
+    return dtype in HALVES and lanes == 8
+
+
+@cuda_kernel(FLOATS + HALVES, ((8,), (32,)), without=_left_out, vector=lambda *key: True)
 def spread(S, L):
     """out[v] = dy[v] g / count: dy (V, rows) if per_row else (V); a group of L lanes a row."""
     T, W = arithmetic(S), vector_width(S)
@@ -241,14 +241,14 @@ def spread(S, L):
     return body
 
 
-@cuda_kernel(variants=((8,), (32,)), vector=lambda *key: True)
-def row_dots(T, L):
-    """out[v, row] = sum_j d[v, row, j] g[row, j]; a group of L lanes a row."""
+@cuda_kernel(FLOATS + HALVES, ((8,), (32,)), without=_left_out, vector=lambda *key: True, registers=72)
+def row_dots(S, L):
+    """out[v, row] = sum_j d[v, row, j] g[row, j], in the type of the arithmetic; a group of L lanes a row."""
+    T, W = arithmetic(S), vector_width(S)
     add, _ = reductions(T, L)
-    W = vector_width(T)
-    load, _ = tile_access(T, W)
+    load, _ = tile_access(S, W)
 
-    def body(g: pointer(T), d: pointer(T), out: pointer(T), rows: int64, n: int32, V: int64, wide: int32):
+    def body(g: pointer(S), d: pointer(S), out: pointer(T), rows: int64, n: int32, V: int64, wide: int32):
         thread = int64(cuda.blockIdx.x) * int64(cuda.blockDim.x) + int64(cuda.threadIdx.x)
         row, first = thread // L, int32(thread % L) * W
         mine = n if row < rows else int32(0)
@@ -334,15 +334,16 @@ def _vjp(xp, saved, dy, need, *, reduction, ignore_index, label_smoothing):
 
 def _jvp(xp, saved, dx, *, reduction, ignore_index, label_smoothing):
     g, count = saved
-    if dx[0] is None or not takes(g, dx[0]) or g.size == 0:
+    if dx[0] is None or not takes(g, dx[0], dtypes=FLOATS + HALVES) or g.size == 0:
         return NotImplemented
     g, d = contiguous(xp, g, dx[0])
     n, V, lanes = g.shape[-1], d.shape[0], _lanes(g)
     rows = g.size // n
-    dots = empty(xp, (V, *g.shape[:-1]), g.dtype)
+    dots = empty(xp, (V, *g.shape[:-1]), working(g.dtype))
     wide = aligned(g, d) and n % vector_width(g.dtype) == 0
     row_dots[g.dtype, lanes](_grid(rows, lanes, V), THREADS, g, d, dots, rows, n, V, wide)
-    return dots if reduction == "none" else xp.sum(dots.reshape(V, rows), axis=1) / xp.maximum(count, 1)
+    dy = dots if reduction == "none" else xp.sum(dots.reshape(V, rows), axis=1) / xp.maximum(count, 1)
+    return narrow(dy, g.dtype)
 
 
 cross_entropy = Kernel(_forward, _vjp, _jvp)

@@ -154,19 +154,20 @@ def _constant(k):
 
 
 @cache
-def as_pointer(T):
+def as_pointer(S):
     """-> function from an address (uint64) and the size of what lies there (used by the simulator) to a pointer.
 
     The pointer passes through the address space of global memory, so that accesses are LDG and STG, not generic."""
+    element = types.uint16 if S.name in PACKED else S
 
     @intrinsic
     def at(typing_context, address, size):
         def emit(context, builder, signature, values):
-            kind = context.get_data_type(T)
+            kind = context.get_data_type(element)
             in_global = builder.inttoptr(values[0], ir.PointerType(kind, 1))
             return builder.addrspacecast(in_global, ir.PointerType(kind))
 
-        return types.CPointer(T)(types.uint64, types.int64), emit
+        return types.CPointer(element)(types.uint64, types.int64), emit
 
     return at
 

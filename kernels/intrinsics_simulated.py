@@ -7,6 +7,7 @@ import numpy as np
 from numpy import float32, float64, int32, int64, uint8, uint32, uint64  # noqa: F401
 from scipy.special import erf
 
+from .launch import dtype_of
 from .simulator import Cuda, Memory
 
 cuda = Cuda()
@@ -56,9 +57,9 @@ def vector_access(S, width):
     return load, store
 
 
-def as_pointer(T):
+def as_pointer(S):
     """-> function from an address and the size of what lies there to indexable memory."""
-    element = np.dtype(T)
+    element = dtype_of(S)
 
     def at(address, size):
         raw = (ctypes.c_char * (int(size) * element.itemsize)).from_address(int(address))

@@ -9,11 +9,11 @@ blocks that stay, in the pass that writes dx (`norm_sums`). The Jacobian is writ
 """
 
 from . import norms
-from .launch import FLOATS, HALVES, Kernel
+from .launch import Kernel
 
 
 def _forward(xp, x, w=None, b=None, *, eps):
-    if not norms.serves(x, w, b, dtypes=FLOATS + HALVES):
+    if not norms.serves(x, w, b):
         return NotImplemented
     y, mean, r = norms.forward(xp, "layer_norm", x, w, b, eps)
     return y, (x, mean, r, w)
@@ -21,7 +21,7 @@ def _forward(xp, x, w=None, b=None, *, eps):
 
 def _vjp(xp, saved, dy, need, *, eps):
     x, mean, r, w = saved
-    if not norms.serves(x, w, dy, statistics=(mean, r), dtypes=FLOATS + HALVES):
+    if not norms.serves(x, w, dy, statistics=(mean, r)):
         return NotImplemented
     return tuple(norms.cotangents(xp, "layer_norm", x, mean, r, w, dy, need))
 

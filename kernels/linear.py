@@ -5,14 +5,31 @@
 The products are the BLAS's. Access: 16 bytes a thread, forward in place on the product; tiles never straddle a row, so
 the bias is a plain load. Backward, a block takes up to 128 columns and some rows: each thread writes dz and keeps the
 sum of its columns in registers; the block adds them up in shared memory and writes one row of partial sums, which a
-second, small sum completes. No atomics: the result is bit-identical from run to run.
+second, small sum completes. No atomics: the result is bit-identical from run to run. Of float16 and bfloat16 the
+product is rounded, bias and activation are added in float32, and so are the sums.
 """
 
+from ..op import total
+from ..ops.matmul import multiplied, stacked_matmul, weight_cotangent
+from ..precision import is_narrow, narrow, working
 from . import csr
-from .elementwise import run_scale
+from .elementwise import IN_HALF, run_scale
 from .formulas import formula
-from .intrinsics import across_groups, cuda, int32, int64, pointer, quotient, tile_access
-from .launch import GRID_Z, THREADS, Kernel, aligned, blocks, contiguous, cuda_kernel, empty, takes, vector_width
+from .intrinsics import across_groups, arithmetic, cuda, int32, int64, pointer, quotient, tile_access
+from .launch import (
+    FLOATS,
+    GRID_Z,
+    HALVES,
+    THREADS,
+    Kernel,
+    aligned,
+    blocks,
+    contiguous,
+    cuda_kernel,
+    empty,
+    takes,
+    vector_width,
+)
 
 # name -> whether the slope needs y (else it needs z); the formula's parameter
 FROM_OUTPUT = ("relu", "sigmoid", "tanh")
@@ -21,17 +38,27 @@ ACTIVATIONS = (*FROM_OUTPUT, "silu", "softplus", "gelu", "gelu_tanh", "elu", "le
 DEPTH = 16  # rows a thread adds up
 
 
-@cuda_kernel(variants=[(name,) for name in ACTIVATIONS], vector=lambda *key: True)
-def bias_activate(T, name):
+def dtypes_of(activation):
+    """The dtypes that kernels of an activation, or of none, are made for."""
+    return FLOATS + HALVES if activation is None or activation in IN_HALF else FLOATS
+
+
+@cuda_kernel(
+    FLOATS + HALVES,
+    [(name,) for name in ACTIVATIONS] + [("identity",)],
+    without=lambda dtype, name: dtype not in (HALVES if name == "identity" else dtypes_of(name)),
+    vector=lambda *key: True,
+)
+def bias_activate(S, name):
     """y = act(z + b) for z (rows, n); with keep_z, z becomes z + b. y may be z where z is not kept."""
+    T, W = arithmetic(S), vector_width(S)
     f, _ = formula(T, name)
-    W = vector_width(T)
-    load, store = tile_access(T, W)
+    load, store = tile_access(S, W)
 
     def body(
-        z: pointer(T),
-        b: pointer(T),
-        y: pointer(T),
+        z: pointer(S),
+        b: pointer(S),
+        y: pointer(S),
         rows: int32,
         n: int32,
         has_b: int32,
@@ -62,21 +89,26 @@ def bias_activate(T, name):
 
 
 @cuda_kernel(
-    variants=[(name, lanes) for name in ACTIVATIONS for lanes in (8, 32)],
+    FLOATS + HALVES,
+    [(name, lanes) for name in ACTIVATIONS for lanes in (8, 32)],
+    without=lambda dtype, name, lanes: dtype not in (FLOATS if lanes == 8 else dtypes_of(name)),
     vector=lambda *key: True,
+    registers=128,  # of halves: eight columns a thread, of several rows at a time
 )
-def slope_sums(T, name, L):
+def slope_sums(S, name, L):
     """dz[v] = dy[v] act', partial[v, block of rows] = sums of its columns; saved s (rows, n) is y or z."""
+    T, W = arithmetic(S), vector_width(S)
     _, df = formula(T, name)
-    W = vector_width(T)
-    load, store = tile_access(T, W)
+    load, store = tile_access(S, W)
+    part = vector_width(T)
+    _, store_part = tile_access(T, part)
     add = across_groups(T, L, W)
     groups = THREADS // L
 
     def body(
-        s: pointer(T),
-        dy: pointer(T),
-        dz: pointer(T),
+        s: pointer(S),
+        dy: pointer(S),
+        dz: pointer(S),
         partial: pointer(T),
         rows: int64,
         n: int32,
@@ -104,7 +136,9 @@ def slope_sums(T, name, L):
             add(total)
             if group == 0 and column < n:
                 base = (v * int64(cuda.gridDim.y) + int64(cuda.blockIdx.y)) * n
-                store(partial, base + column, base + n, total, 0, wide)
+                store_part(partial, base + column, base + n, total, 0, wide)
+                if part < W:
+                    store_part(partial, base + column + part, base + n, total, part, wide)
             v += int64(cuda.gridDim.z)
 
     return body
@@ -113,20 +147,21 @@ def slope_sums(T, name, L):
 def bias_act(xp, z, b, *, activation):
     """act(z + b), z (..., n) overwritten -> (y, z or None, y or None): what the slope needs is kept, z with its bias.
 
-    b: (n,) or None. NotImplemented where the arrays are not of one dtype of float32 and float64, or are empty."""
-    if not takes(z, b) or not 0 < z.size < 2**31:
+    b: (n,) or None. NotImplemented where the arrays are not of one dtype that has kernels of this activation, or are
+    empty."""
+    if not takes(z, b, dtypes=dtypes_of(activation)) or not 0 < z.size < 2**31:
         return NotImplemented
-    if activation is None:
+    if activation is None and (b is None or not is_narrow(z.dtype)):
         return (z if b is None else xp.add(z, b, out=z)), None, None
-    keep_z = activation not in FROM_OUTPUT
+    keep_z = activation is not None and activation not in FROM_OUTPUT
     (b,) = contiguous(xp, b)
     y = empty(xp, z.shape, z.dtype) if keep_z else z
     n, W = z.shape[-1], vector_width(z.dtype)
     rows, wide = z.size // n, aligned(z, b, y) and n % W == 0
     grid, a = blocks(rows * blocks(n, W), THREADS), PARAMETER.get(activation, 0.0)
     bias = z if b is None else b
-    bias_activate[z.dtype, activation](grid, THREADS, z, bias, y, rows, n, b is not None, keep_z, wide, a)
-    return y, (z if keep_z else None), y
+    bias_activate[z.dtype, activation or "identity"](grid, THREADS, z, bias, y, rows, n, b is not None, keep_z, wide, a)
+    return y, (z if keep_z else None), (None if activation is None else y)
 
 
 def slope_and_sums(xp, saved, dy, activation):
@@ -134,19 +169,19 @@ def slope_and_sums(xp, saved, dy, activation):
     saved, dy = contiguous(xp, saved, dy)
     V, n, W = dy.shape[0], dy.shape[-1], vector_width(dy.dtype)
     rows = saved.size // n
-    lanes = 8 if n <= 8 * W else 32
+    lanes = 8 if n <= 8 * W and not is_narrow(dy.dtype) else 32
     deep = blocks(rows, DEPTH * (THREADS // lanes))
-    dz, partial = empty(xp, dy.shape, dy.dtype), empty(xp, (V, deep, n), dy.dtype)
+    dz, partial = empty(xp, dy.shape, dy.dtype), empty(xp, (V, deep, n), working(dy.dtype))
     wide = aligned(saved, dy, dz, partial) and n % W == 0
     grid, a = (blocks(n, lanes * W), deep, min(V, GRID_Z)), PARAMETER.get(activation, 0.0)
     slope_sums[dy.dtype, activation, lanes](grid, THREADS, saved, dy, dz, partial, rows, n, V, wide, a)
-    return dz, partial[:, 0] if deep == 1 else xp.sum(partial, axis=1)
+    return dz, narrow(partial[:, 0] if deep == 1 else xp.sum(partial, axis=1), dy.dtype)
 
 
 def cotangents(xp, z, y, dy, need_db, activation):
     """(dz, db or None) of the epilogue; z, y as `bias_act` keeps them."""
     if activation is None:
-        return dy, xp.sum(dy, axis=tuple(range(1, dy.ndim - 1))) if need_db else None
+        return dy, total(xp, dy, tuple(range(1, dy.ndim - 1))) if need_db else None
     saved = y if activation in FROM_OUTPUT else z
     if need_db and dy.size:
         return slope_and_sums(xp, saved, dy, activation)
@@ -155,9 +190,9 @@ def cotangents(xp, z, y, dy, need_db, activation):
 
 
 def _forward(xp, x, w, b=None, *, activation):
-    if not takes(x, w, b) or 0 in (x.size, w.size):
+    if not takes(x, w, b, dtypes=dtypes_of(activation)) or 0 in (x.size, w.size):
         return NotImplemented
-    result = bias_act(xp, xp.matmul(x, w), b, activation=activation)
+    result = bias_act(xp, multiplied(xp, x, w), b, activation=activation)
     if result is NotImplemented:
         return NotImplemented
     y, z, kept = result
@@ -166,15 +201,11 @@ def _forward(xp, x, w, b=None, *, activation):
 
 def _vjp(xp, saved, dy, need, *, activation):
     x, w, _, z, y = saved
-    if not takes(x, w, z, y, dy) or 0 in (x.size, w.size):
+    if not takes(x, w, z, y, dy, dtypes=dtypes_of(activation)) or 0 in (x.size, w.size):
         return NotImplemented
     dz, db = cotangents(xp, z, y, dy, len(need) > 2 and need[2], activation)
-    V, (K, n) = dz.shape[0], w.shape
-    rows = x.size // K
-    dx = xp.matmul(dz.reshape(V * rows, n), w.T).reshape(V, *x.shape) if need[0] else None
-    # at V = 1 a plain product: the batched one may copy x
-    shape = (rows, n) if V == 1 else (V, rows, n)
-    dw = xp.matmul(x.reshape(rows, K).T, dz.reshape(shape)).reshape(V, K, n) if need[1] else None
+    dx = stacked_matmul(xp, dz, w.T) if need[0] else None
+    dw = weight_cotangent(xp, x, dz) if need[1] else None
     return (dx, dw, db)[: len(need)]
 
 

@@ -21,6 +21,7 @@ from functools import lru_cache, partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+from . import launchers
 from .intrinsics import cuda, device, dynamic_shared, int32, int64, pointer, uint8
 from .launch import (
     THREADS,
@@ -245,13 +246,11 @@ class _Sized(Launchable):
 
     def _function(self):
         device, function = self.plain._function()
-        if device not in self._loaded:
-            from cupy.cuda import driver
-
-            attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            driver.funcSetAttribute(function.ptr, attribute, _device_machine(device).block_bytes)
-            self._loaded[device] = partial(function, shared_mem=self.nbytes)
-        return device, self._loaded[device]
+        key = device, launchers.LAUNCHER
+        if key not in self._loaded:
+            launchers.allow_shared(function, _device_machine(device).block_bytes)
+            self._loaded[key] = partial(function, shared_mem=self.nbytes)
+        return device, self._loaded[key]
 
 
 @lru_cache(maxsize=256)

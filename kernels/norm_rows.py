@@ -10,7 +10,7 @@ variance costs no memory traffic, nor does a third, which corrects the mean. Wei
 row finds them.
 Aligned rows and others have kernels of their own: one branch an element fewer, and half the registers.
 Longer rows: see `norm_streams`. float16 and bfloat16 (S) are widened to float32 (T) as they are loaded; mean and r are
-float32. They have the shapes of HALF_GROUPS and no jvp and Jacobian; streams serve the rows that those do not.
+float32. They have the shapes of HALF_GROUPS; streams serve the rows that those do not, the rule their jvp.
 """
 
 import numpy as np
@@ -31,6 +31,7 @@ from .intrinsics import (
     vector_access,
 )
 from .launch import FLOATS, HALVES, THREADS, cuda_kernel, dtype_of, vector_width
+from .softmax_rows import jacobian_lanes
 
 KINDS = ("layer_norm", "rms_norm")
 MODES = ("vjp", "jvp")
@@ -47,7 +48,7 @@ def left_out(dtype, *variant):
     """Shapes of the other storage; float64 on sm_100 keeps the first in local memory."""
     group = tuple(variant[-3:])
     if dtype in HALVES:
-        return group not in HALF_GROUPS or "jvp" in variant
+        return group not in HALF_GROUPS
     return group not in GROUPS or (dtype == "float64" and group == GROUPS[0])
 
 
@@ -304,18 +305,24 @@ def held_derivative(S, kind, mode, L, R, access):
     return body
 
 
-@cuda_kernel(variants=[(kind, lanes) for kind in KINDS for lanes in (8, 32)], vector=lambda *key: True)
-def row_jacobians(T, kind, L):
+@cuda_kernel(
+    dtypes=FLOATS + HALVES,
+    variants=[(kind, lanes) for kind in KINDS for lanes in (8, 32)],
+    without=lambda dtype, kind, lanes: lanes not in jacobian_lanes(dtype),
+    vector=lambda *key: True,
+)
+def row_jacobians(S, kind, L):
     """J[row, i, j]: a group of L lanes writes one row (row, i) of the Jacobian."""
-    centred, W = kind == "layer_norm", vector_width(T)
-    load, store = tile_access(T, W)
+    T, centred, W = arithmetic(S), kind == "layer_norm", vector_width(S)
+    load, store = tile_access(S, W)
+    get, _ = element_access(S)
 
     def body(
-        x: pointer(T),
+        x: pointer(S),
         mean: pointer(T),
         scale: pointer(T),
-        w: pointer(T),
-        out: pointer(T),
+        w: pointer(S),
+        out: pointer(S),
         rows: int64,
         n: int32,
         wide: int32,
@@ -330,9 +337,9 @@ def row_jacobians(T, kind, L):
         r, m, one = scale[row], T(0), T(0)
         if centred:
             m, one = mean[row], T(1)
-        base, factor, h_i = int64(row) * n, r, (x[place] - m) * r
+        base, factor, h_i = int64(row) * n, r, (get(x, place) - m) * r
         if has_w:
-            factor *= w[i]
+            factor *= get(w, i)
         own = h_i * r * divide(T(1), T(n))
         one = one * divide(T(1), T(n))
         tile = cuda.local.array(W, T)

@@ -48,7 +48,7 @@ def _sums_store(S, L, R, access):
     return store
 
 
-def _tile_store(T, W):
+def tile_store(T, W):
     """-> device function store as that of `tile_access`, for tiles of several times 16 bytes too."""
     part = min(W, vector_width(T))
     _, store_part = tile_access(T, part)
@@ -157,7 +157,7 @@ def column_sums(S, kind):
     """partial[v, block of rows] = (sums of dy h, sums of dy), a block 32 threads wide and DEPTH rows a thread deep."""
     T, centred, W = arithmetic(S), kind == "layer_norm", vector_width(S)
     load, _ = tile_access(S, W)
-    store = _tile_store(T, W)
+    store = tile_store(T, W)
     add = across_groups(T, LANES, W)
     groups = THREADS // LANES
 

@@ -6,20 +6,20 @@ Host functions of arrays, with `kind` one of KINDS; a mean or weights that are n
 from functools import lru_cache
 
 from ..precision import narrow, working
-from .launch import FLOATS, GRID_Z, THREADS, aligned, blocks, contiguous, empty, takes, vector_width
+from .launch import FLOATS, GRID_Z, HALVES, THREADS, aligned, blocks, contiguous, empty, takes, vector_width
 from .norm_rows import GROUPS, LONG, group_of, held_derivative, held_forward, long_forward, row_jacobians
 from .norm_streams import streamed_derivative, streamed_forward
 from .norm_sums import DEPTH, LANES, STAYING, column_sums, held_sums
 from .norm_sums import GROUPS as SUM_GROUPS
-from .softmax_rows import FILL
+from .softmax_rows import FILL, jacobian_lanes
 
 LONGEST = 2**22  # elements of a row: 32-bit places within it, and GRID_Z blocks across
 
 
-def serves(*arrays, statistics=(), dtypes=FLOATS):
-    """Whether the kernels take these arrays, x first: of one of the dtypes, something to compute; `statistics`, mean
+def serves(*arrays, statistics=()):
+    """Whether the kernels take these arrays, x first: of one dtype, something to compute; `statistics`, mean
     and r (None is skipped), of the dtype that x is computed in."""
-    if not takes(*arrays, dtypes=dtypes) or any(
+    if not takes(*arrays, dtypes=FLOATS + HALVES) or any(
         s is not None and s.dtype != working(arrays[0].dtype) for s in statistics
     ):
         return False
@@ -61,7 +61,8 @@ def forward(xp, kind, x, w, b, eps):
 
 
 def derivative(xp, kind, mode, x, mean, r, w, d, dw=None, db=None):
-    """dx for cotangents d of y (mode "vjp"), or dy for tangents d, dw, db of x, w and b ("jvp"), of stacks [V, ...]."""
+    """dx for cotangents d of y (mode "vjp"), or dy for tangents d, dw, db of x, w and b ("jvp"), of stacks [V, ...];
+    NotImplemented for the jvp of float16 and bfloat16 rows that are not held."""
     x, mean, r, w, d, dw, db = contiguous(xp, x, mean, r, w, d, dw, db)
     n, V = x.shape[-1], next(a.shape[0] for a in (d, dw, db) if a is not None)
     rows = x.size // n
@@ -71,6 +72,8 @@ def derivative(xp, kind, mode, x, mean, r, w, d, dw=None, db=None):
     if group := _held(held_derivative, x.dtype, (kind, mode), n, wide, GROUPS):
         across = blocks(rows * group[0], THREADS)
         held_derivative[x.dtype, kind, mode, *group](_grid(across, V), THREADS, *given, rows, n, V, *flags)
+    elif (x.dtype.name, kind, mode) not in streamed_derivative.instances():
+        return NotImplemented
     else:
         streamed_derivative[x.dtype, kind, mode](_grid(rows, V), THREADS, *given, rows, n, V, wide, *flags)
     return out
@@ -123,7 +126,7 @@ def jacobian(xp, kind, x, mean, r, w):
     x, mean, r, w = contiguous(xp, x, mean, r, w)
     n, W = x.shape[-1], vector_width(x.dtype)
     out = empty(xp, (*x.shape, n), x.dtype)
-    lanes = 8 if n <= 8 * W else 32
+    lanes = 8 if n <= 8 * W else jacobian_lanes(x.dtype)[-1]
     given = (x, r if mean is None else mean, r, x if w is None else w, out)
     across = blocks(x.size * lanes, THREADS)
     row_jacobians[x.dtype, kind, lanes](across, THREADS, *given, x.size // n, n, _wide(n, x, out), w is not None)

@@ -4,10 +4,11 @@
     Adam  g += wd p (or, decoupled, p -= lr wd p);  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
           p -= lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-1 - b^t is computed as -expm1(t log b): exact to the last bits in float32 too. Access: a table on the device holds the
-addresses and sizes of all tensors; every block takes one chunk of one tensor, so a hundred small parameters cost one
-launch, not a hundred. All reads and writes are 16 bytes wide; each number moves once. lr and the step count are read
-from the device's memory: a captured launch follows them.
+1 - b^t is computed as -expm1(t log b): exact to the last bits in float32 too. Of float16 and bfloat16 parameters, v and
+m are float32, and p is rounded once. Access: a table on the device holds the addresses and sizes of all tensors; every
+block takes one chunk of one tensor, so a hundred small parameters cost one launch, not a hundred. Reads and writes are
+16 bytes wide (those of float16 and bfloat16 beside a state of float32: 8); each number moves once. lr and the step
+count are read from the device's memory: a captured launch follows them.
 """
 
 import math as host_math
@@ -16,7 +17,9 @@ from functools import lru_cache
 import numpy as np
 
 from ..device import array_module
+from ..precision import working
 from .intrinsics import (
+    arithmetic,
     as_pointer,
     cuda,
     device,
@@ -30,12 +33,12 @@ from .intrinsics import (
     tile_access,
     uint64,
 )
-from .launch import THREADS, address, cuda_kernel, takes, upload, vector_width
+from .launch import FLOATS, HALVES, THREADS, address, cuda_kernel, takes, upload, vector_width
 
 CHUNK = 4096  # elements a block updates
 
 
-def chunk_places(T, arrays):
+def chunk_places(arrays):
     """-> device function: (tensor, first element, size, end of the chunk, may it move 16 bytes).
 
     The table's rows are sizes, then the addresses of `arrays` lists of tensors; chunks are pairs (tensor, which of its
@@ -55,11 +58,13 @@ def chunk_places(T, arrays):
     return places
 
 
-@cuda_kernel(variants=((False,), (True,)), vector=lambda *key: True)
-def sgd_chunks(T, has_velocity):
+@cuda_kernel(FLOATS + HALVES, ((False,), (True,)), vector=lambda *key: True)
+def sgd_chunks(S, has_velocity):
     """One chunk of SGD: rows of the table are n, p, g and, with momentum, v."""
-    at, W = as_pointer(T), vector_width(T)
-    places, (load, store) = chunk_places(T, 2 + has_velocity), tile_access(T, W)
+    T = arithmetic(S)
+    W = vector_width(T if has_velocity else S)
+    at, at_state, places = as_pointer(S), as_pointer(T), chunk_places(2 + has_velocity)
+    (load, store), (load_state, store_state) = tile_access(S, W), tile_access(T, min(W, vector_width(T)))
 
     def body(
         table: pointer(uint64),
@@ -72,7 +77,8 @@ def sgd_chunks(T, has_velocity):
     ):
         t, start, n, end, wide = places(table, chunks, tensors)
         p, g = at(table[tensors + t], n), at(table[2 * tensors + t], n)
-        v = at(table[3 * tensors + t], n) if has_velocity else p
+        if has_velocity:
+            v = at_state(table[3 * tensors + t], n)
         rate = T(lr[0])
         ps, gs, vs = cuda.local.array(W, T), cuda.local.array(W, T), cuda.local.array(W, T)
         i = start + int64(cuda.threadIdx.x) * W
@@ -80,7 +86,7 @@ def sgd_chunks(T, has_velocity):
             load(p, i, end, ps, 0, wide)
             load(g, i, end, gs, 0, wide)
             if has_velocity:
-                load(v, i, end, vs, 0, wide)
+                load_state(v, i, end, vs, 0, wide)
             for k in range(W):
                 d = gs[k] + decay * ps[k]
                 if has_velocity:
@@ -89,17 +95,19 @@ def sgd_chunks(T, has_velocity):
                 ps[k] = ps[k] - rate * d
             store(p, i, end, ps, 0, wide)
             if has_velocity:
-                store(v, i, end, vs, 0, wide)
+                store_state(v, i, end, vs, 0, wide)
             i += THREADS * W
 
     return body
 
 
-@cuda_kernel(vector=lambda *key: True)
-def adam_chunks(T):
+@cuda_kernel(FLOATS + HALVES, vector=lambda *key: True)
+def adam_chunks(S):
     """One chunk of Adam: rows of the table are n, p, g, m, v. log1, log2 are the logarithms of the betas."""
-    at, W = as_pointer(T), vector_width(T)
-    places, (load, store) = chunk_places(T, 4), tile_access(T, W)
+    T = arithmetic(S)
+    W = vector_width(T)
+    at, at_state, places = as_pointer(S), as_pointer(T), chunk_places(4)
+    (load, store), (load_state, store_state) = tile_access(S, W), tile_access(T, W)
 
     def body(
         table: pointer(uint64),
@@ -119,7 +127,7 @@ def adam_chunks(T):
     ):
         t, start, n, end, wide = places(table, chunks, tensors)
         p, g = at(table[tensors + t], n), at(table[2 * tensors + t], n)
-        m, v = at(table[3 * tensors + t], n), at(table[4 * tensors + t], n)
+        m, v = at_state(table[3 * tensors + t], n), at_state(table[4 * tensors + t], n)
         rate, steps = T(lr[0]), T(step[0])
         scale1, scale2 = divide(T(-1), math.expm1(steps * log1)), divide(T(-1), math.expm1(steps * log2))
         keep = T(1) - rate * decay if decoupled else T(1)
@@ -130,16 +138,16 @@ def adam_chunks(T):
         while i < end:
             load(p, i, end, ps, 0, wide)
             load(g, i, end, gs, 0, wide)
-            load(m, i, end, ms, 0, wide)
-            load(v, i, end, vs, 0, wide)
+            load_state(m, i, end, ms, 0, wide)
+            load_state(v, i, end, vs, 0, wide)
             for k in range(W):
                 d = gs[k] + pull * ps[k]
                 ms[k] = beta1 * ms[k] + rest1 * d
                 vs[k] = beta2 * vs[k] + rest2 * d * d
                 ps[k] = ps[k] * keep - divide(rate * (ms[k] * scale1), square_root(vs[k] * scale2) + eps)
             store(p, i, end, ps, 0, wide)
-            store(m, i, end, ms, 0, wide)
-            store(v, i, end, vs, 0, wide)
+            store_state(m, i, end, ms, 0, wide)
+            store_state(v, i, end, vs, 0, wide)
             i += THREADS * W
 
     return body
@@ -148,7 +156,7 @@ def adam_chunks(T):
 def sgd(params, grads, velocity, lr, *, momentum, nesterov, weight_decay):
     """Update params and velocity in place; velocity is empty where momentum is 0. lr: 0-d float64 on the device.
 
-    NotImplemented, with nothing changed, where a dtype is neither float32 nor float64 or an array is not contiguous."""
+    NotImplemented, with nothing changed, for what `by_dtype` does not take."""
     columns = (params, grads, velocity) if velocity else (params, grads)
     groups = by_dtype(columns)
     if groups is NotImplemented:
@@ -163,7 +171,7 @@ def sgd(params, grads, velocity, lr, *, momentum, nesterov, weight_decay):
 def adam(params, grads, m, v, step, lr, *, beta1, beta2, eps, weight_decay, decoupled):
     """Update params, m and v in place. step: 0-d int64, counted from 1; lr: 0-d float64; both on the device.
 
-    NotImplemented, with nothing changed, where a dtype is neither float32 nor float64 or an array is not contiguous."""
+    NotImplemented, with nothing changed, for what `by_dtype` does not take."""
     groups = by_dtype((params, grads, m, v))
     if groups is NotImplemented:
         return NotImplemented
@@ -176,10 +184,16 @@ def adam(params, grads, m, v, step, lr, *, beta1, beta2, eps, weight_decay, deco
 
 
 def by_dtype(columns):
-    """[(dtype, columns of the tensors that have it)], empty tensors left out."""
+    """[(dtype, columns of the tensors that have it)], empty tensors left out.
+
+    NotImplemented unless all are contiguous, the first two columns of one dtype a row, the others, an optimiser's
+    state, of the one that it is computed in."""
     groups = {}
     for tensors in zip(*columns, strict=True):
-        if not takes(*tensors) or not all(x.flags.c_contiguous for x in tensors):
+        own, state = tensors[:2], tensors[2:]
+        if not takes(*own, dtypes=FLOATS + HALVES) or any(x.dtype != working(own[0].dtype) for x in state):
+            return NotImplemented
+        if not all(x.flags.c_contiguous for x in tensors):
             return NotImplemented
         if tensors[0].size:
             groups.setdefault(tensors[0].dtype.name, []).append(tensors)

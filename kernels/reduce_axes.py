@@ -7,8 +7,17 @@ lie apart are reduced in turn, and so are the results of the spans of what is lo
 from itertools import groupby
 from math import prod
 
-from .launch import THREADS, aligned, blocks, contiguous, empty, takes, vector_width
-from .reduce_rows import COLUMN_LANES, DEPTH, ROW_LANES, TILES, reduce_columns, reduce_rows, slope_rows
+from ..precision import narrow, working
+from .launch import FLOATS, HALVES, THREADS, aligned, blocks, contiguous, empty, takes, vector_width
+from .reduce_rows import (
+    DEPTH,
+    TILES,
+    column_lanes,
+    reduce_columns,
+    reduce_rows,
+    row_lanes,
+    slope_rows,
+)
 
 FILL = 4096  # blocks that keep any GPU busy
 LONG = 1 << 16  # the longest rows whose derivative one block writes
@@ -32,7 +41,7 @@ def stages(shape, axis):
 def reduced(xp, x, axis, keepdims, kind, factor=1.0, square=0, root=0):
     """x reduced over `axis`, or NotImplemented. kind: "sum", of squares if so wanted, times `factor` or the root of
     that; or "max", with a factor of -1 the minimum."""
-    if not takes(x) or x.size == 0:
+    if not takes(x, dtypes=FLOATS + HALVES) or x.size == 0:
         return NotImplemented
     left = stages(x.shape, axis)
     if not left or any(A > FILL and B > 1 and n * B < SMALL for A, n, B in left):
@@ -47,27 +56,28 @@ def reduced(xp, x, axis, keepdims, kind, factor=1.0, square=0, root=0):
         last = not left
         how = (square, root and last, factor if last or kind == "max" else 1.0)
         y, square = _stage(xp, y, (A, n, B), kind, lanes, span, parts, how), 0
-    return y.reshape(tuple(1 if i in axis else n for i, n in enumerate(x.shape) if keepdims or i not in axis))
+    shape = tuple(1 if i in axis else n for i, n in enumerate(x.shape) if keepdims or i not in axis)
+    return narrow(y, x.dtype).reshape(shape)
 
 
 def _rows_shape(n, dtype):
     """(threads that share a row, elements of a span), for rows of n elements."""
     step = TILES * vector_width(dtype)
-    lanes = next((lanes for lanes in ROW_LANES if n <= lanes * step), THREADS)
+    lanes = next((lanes for lanes in row_lanes(dtype) if n <= lanes * step), THREADS)
     return lanes, lanes * step * DEPTH
 
 
 def _columns_shape(B, dtype):
     """(threads along the columns, rows of a span), for B columns."""
-    narrow, broad = COLUMN_LANES
-    lanes = broad if narrow * vector_width(dtype) < B else narrow
+    few, *_, many = column_lanes(dtype) * 2
+    lanes = many if few * vector_width(dtype) < B else few
     return lanes, THREADS // lanes * TILES * DEPTH
 
 
 def _stage(xp, x, shape, kind, lanes, span, parts, how):
-    """x of `shape` (A, n, B) -> y (A, parts, B), of every `span` along n."""
+    """x of `shape` (A, n, B) -> y (A, parts, B), of every `span` along n, in the dtype of the arithmetic."""
     A, n, B = shape
-    y, W = empty(xp, (A, parts, B), x.dtype), vector_width(x.dtype)
+    y, W = empty(xp, (A, parts, B), working(x.dtype)), vector_width(x.dtype)
     if B == 1:
         wide = aligned(x) and (n % W == 0 or A == 1)
         grid = (blocks(A * lanes, THREADS), min(parts, FILL))
@@ -83,7 +93,7 @@ def slopes(xp, kind, rule, saved, d, axis, out_shape):
     """The derivative ("vjp" or "jvp") of `kind`, "max" or "norm", from its saved (x, y), for a stack d; NotImplemented
     but for rows."""
     x, y = saved
-    if not takes(x, y, d) or x.size == 0 or d.size == 0:
+    if not takes(x, y, d, dtypes=FLOATS + HALVES) or x.size == 0 or d.size == 0:
         return NotImplemented
     found = stages(x.shape, axis)
     if len(found) != 1 or found[0][2] != 1 or found[0][1] > LONG:
@@ -93,7 +103,7 @@ def slopes(xp, kind, rule, saved, d, axis, out_shape):
     out, V = empty(xp, out_shape, d.dtype), d.shape[0]
     moved = out if rule == "vjp" else d
     wide = aligned(x, moved) and n % vector_width(x.dtype) == 0
-    lanes = max(_rows_shape(n, x.dtype)[0], 32)
+    lanes = 32 if str(x.dtype) in HALVES else max(_rows_shape(n, x.dtype)[0], 32)
     across = blocks(rows * lanes, THREADS)
     grid = (across, min(V, max(1, FILL // across)))
     slope_rows[x.dtype, kind, rule, lanes](grid, THREADS, x, y, d, out, rows, n, V, wide)

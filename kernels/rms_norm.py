@@ -8,11 +8,11 @@ blocks that stay, in the pass that writes dx (`norm_sums`). The Jacobian is writ
 """
 
 from . import norms
-from .launch import FLOATS, HALVES, Kernel
+from .launch import Kernel
 
 
 def _forward(xp, x, w=None, *, eps):
-    if not norms.serves(x, w, dtypes=FLOATS + HALVES):
+    if not norms.serves(x, w):
         return NotImplemented
     y, _, r = norms.forward(xp, "rms_norm", x, w, None, eps)
     return y, (x, r, w)
@@ -20,7 +20,7 @@ def _forward(xp, x, w=None, *, eps):
 
 def _vjp(xp, saved, dy, need, *, eps):
     x, r, w = saved
-    if not norms.serves(x, w, dy, statistics=(r,), dtypes=FLOATS + HALVES):
+    if not norms.serves(x, w, dy, statistics=(r,)):
         return NotImplemented
     return tuple(norms.cotangents(xp, "rms_norm", x, None, r, w, dy, need))
 

@@ -24,6 +24,7 @@ from .softmax_rows import (
     groups_of,
     held_rows,
     held_rows_derivative,
+    jacobian_lanes,
     outer_rows,
     streamed_rows,
     streamed_rows_derivative,
@@ -64,29 +65,29 @@ def _derivative_of(xp, kind, y, lse, d, out_shape):
     return out
 
 
-def _serves(x, axis, dtypes=FLOATS):
-    return takes(x, dtypes=dtypes) and x.size > 0 and axis == x.ndim - 1
+def _serves(x, axis):
+    return takes(x, dtypes=FLOATS + HALVES) and x.size > 0 and axis == x.ndim - 1
 
 
 def _row_op(kind, jvp_kind):
     """The Kernel of softmax or log_softmax."""
 
     def forward(xp, x, *, axis):
-        if not _serves(x, axis, FLOATS + HALVES):
+        if not _serves(x, axis):
             return NotImplemented
         y = _forward(xp, kind, x, x.shape)
         return y, (y,)
 
     def vjp(xp, saved, dy, need, *, axis):
         (y,) = saved
-        if not need[0] or not _serves(y, axis, FLOATS + HALVES):
+        if not need[0] or not _serves(y, axis):
             return (None,) if not need[0] else NotImplemented
         dx = _derivative_of(xp, kind, y, None, dy, dy.shape)
         return dx if dx is NotImplemented else (dx,)
 
     def jvp(xp, saved, dx, *, axis):
         (y,) = saved
-        if dx[0] is None or not _serves(y, axis, FLOATS + HALVES):
+        if dx[0] is None or not _serves(y, axis):
             return NotImplemented
         return _derivative_of(xp, jvp_kind, y, None, dx[0], dx[0].shape)
 
@@ -102,7 +103,7 @@ def _jacobian(xp, saved, *, axis):
     n = y.shape[-1]
     out = empty(xp, (*y.shape, n), y.dtype)
     W = vector_width(y.dtype)
-    lanes = 8 if n <= 8 * W else 32
+    lanes = 8 if n <= 8 * W else jacobian_lanes(y.dtype)[-1]
     wide = aligned(y, out) and n % W == 0
     outer_rows[y.dtype, lanes](blocks(y.size * lanes, THREADS), THREADS, y, out, y.size // n, n, wide)
     return out
@@ -140,17 +141,12 @@ def _masked_forward(xp, x, mask=None, *, axis, causal):
     words, repeated, inner = (xp.zeros(1, "uint32"), 1, 1) if mask is None else _mask_words(xp, mask, x.shape)
     wide = aligned(x, y) and n % vector_width(x.dtype) == 0
     how = (queries, repeated, inner, causal, mask is not None, wide)
-    if group := _masked_group(n):
+    if group := group_of(n, masked.groups_of(x.dtype)):
         grid = blocks(rows * group[0], THREADS)
         masked.held_attended[x.dtype, *group](grid, THREADS, x, words, y, rows, n, *how)
     else:
         masked.streamed_attended[x.dtype](rows, THREADS, x, words, y, n, *how)
     return y, (y,)
-
-
-def _masked_group(n):
-    """The shape of masked.GROUPS that holds a row of n elements, or None."""
-    return next((group for group in masked.GROUPS if n <= group[0] * group[1]), None)
 
 
 def _mask_words(xp, mask, shape):
@@ -174,13 +170,13 @@ def _masked_derivative(xp, saved, d, axis, causal):
     (y,) = saved
     if not causal:
         return _derivative_of(xp, "softmax", y, None, d, d.shape)
-    if not takes(y, d) or y.size // y.shape[-1] > MOST_ROWS:
+    if not takes(y, d, dtypes=FLOATS + HALVES) or y.size // y.shape[-1] > MOST_ROWS:
         return NotImplemented
     y, d = contiguous(xp, y, d)
     (queries, n), V = y.shape[-2:], d.shape[0]
     rows, out = y.size // n, empty(xp, d.shape, d.dtype)
     wide = aligned(y, d, out) and n % vector_width(y.dtype) == 0
-    if group := _masked_group(n):
+    if group := group_of(n, masked.groups_of(y.dtype)):
         across, kernel = blocks(rows * group[0], THREADS), masked.held_attended_derivative[y.dtype, *group]
     else:
         across, kernel = rows, masked.streamed_attended_derivative[y.dtype]

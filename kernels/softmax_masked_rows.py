@@ -3,12 +3,16 @@
 What may not be attended to is never read: a causal row (query i of T_q, T_k keys) ends at key i + T_k - T_q, and a tile
 of 16 bytes whose bits of the mask are all 0 is skipped, which is what padding is made of. The result is written whole,
 0 where masked. The mask has a byte an entry (0 or 1) and is read four at a time, as words of 32 bits; its rows are
-padded to whole words. It is not repeated in memory where it is broadcast: row r of x = (outer, repeated, inner) takes
-row (outer, inner) of the mask. A row without any entry to attend to has sum 0, and 1/0 is replaced by 0.
+padded to whole words; a tile of 8 takes two. It is not repeated in memory where it is broadcast: row r of x = (outer,
+repeated, inner) takes row (outer, inner) of the mask. A row without any entry to attend to has sum 0, and 1/0 is
+replaced by 0.
+
+float16 and bfloat16 (S) are widened to float32 (T) as they are loaded and rounded once as they are stored.
 """
 
 from .intrinsics import (
     INFINITY,
+    arithmetic,
     cuda,
     device,
     divide,
@@ -22,11 +26,23 @@ from .intrinsics import (
     tile_access,
     uint32,
 )
-from .launch import cuda_kernel, vector_width
+from .launch import FLOATS, HALVES, cuda_kernel, vector_width
 from .softmax_rows import finite_shift
 
 # (lanes that share a row, elements each holds): a row takes the first shape it fits in, or a whole block.
 GROUPS = ((8, 4), (32, 4), (32, 16))
+HALF_GROUPS = ((8, 8), (32, 16))  # of float16 and bfloat16
+SHAPES = tuple(dict.fromkeys(GROUPS + HALF_GROUPS))
+
+
+def groups_of(dtype):
+    """The shapes that kernels of a dtype have."""
+    return HALF_GROUPS if str(dtype) in HALVES else GROUPS
+
+
+def _left_out(dtype, *group):
+    """Shapes of the other storage."""
+    return group not in groups_of(dtype)
 
 
 @device
@@ -49,34 +65,45 @@ def _words_of(row, n, repeated, inner, has_mask):
 
 
 def _bits(W):
-    """-> device function: the bytes of the tile of W entries from j on, one a byte from the lowest on."""
-    chosen = 0x01010101 if W == 4 else 0x0101
+    """-> device functions: bits(mask, words, j, keys, has_mask), the entries of the tile of W from j on, as one number;
+    and is_shown(bits, k), not 0 where entry k of it may be attended to.
+
+    Entries 0 to 3 are the lowest bits of the number's bytes, as memory has them; 4 to 7 those beside them."""
+    chosen = {2: 0x0101, 4: 0x01010101, 8: 0x03030303}[W]
 
     @device
-    def bits(mask, words, j, has_mask):
+    def bits(mask, words, j, keys, has_mask):
         if not has_mask:
             return uint32(chosen)
-        word = mask[words + int64(j >> int32(2))]
-        return uint32((word >> uint32((j & int32(2)) * int32(8))) & uint32(chosen))
+        at = words + int64(j >> int32(2))
+        word = uint32(mask[at] >> uint32((j & int32(2)) * int32(8)))
+        if W == 8 and j + int32(4) < keys:
+            word = uint32(word | (mask[at + int64(1)] << uint32(1)))
+        return uint32(word & uint32(chosen))
 
-    return bits
+    @device
+    def is_shown(found, k):
+        return (found >> uint32(8 * (k % 4) + k // 4)) & uint32(1)
+
+    return bits, is_shown
 
 
-@cuda_kernel(variants=GROUPS, vector=lambda *key: True)
-def held_attended(T, L, R):
+@cuda_kernel(FLOATS + HALVES, SHAPES, without=_left_out, vector=lambda *key: True)
+def held_attended(S, L, R):
     """y = softmax of x over the entries to attend to, rows of n <= L * R elements, a group of L lanes a row."""
+    T = arithmetic(S)
     add, largest = reductions(T, L)
     finite = finite_shift(T)
-    W = vector_width(T)
-    bits = _bits(W)
+    W = vector_width(S)
+    bits, is_shown = _bits(W)
     TILES = R // W
-    load, _ = tile_access(T, W)
-    _, store = row_access(T, L, R)
+    load, _ = tile_access(S, W)
+    _, store = row_access(S, L, R)
 
     def body(
-        x: pointer(T),
+        x: pointer(S),
         mask: pointer(uint32),
-        y: pointer(T),
+        y: pointer(S),
         rows: int32,
         n: int32,
         queries: int32,
@@ -98,7 +125,7 @@ def held_attended(T, L, R):
         seen = cuda.local.array(TILES, uint32)
         for r in range(TILES):
             j = (r * int32(L) + lane) * int32(W)
-            seen[r] = bits(mask, words, j, has_mask) if j < keys else uint32(0)
+            seen[r] = bits(mask, words, j, keys, has_mask) if j < keys else uint32(0)
         for k in range(R):
             held[k] = T(-INFINITY)
         for r in range(TILES):
@@ -106,8 +133,7 @@ def held_attended(T, L, R):
                 load(x, base + (r * int32(L) + lane) * int32(W), base + keys, held, r * W, wide)
         m, s = T(-INFINITY), T(0)
         for k in range(R):
-            shown = (seen[k // W] >> uint32(8 * (k % W))) & uint32(1)
-            held[k] = held[k] if shown != uint32(0) else T(-INFINITY)
+            held[k] = held[k] if is_shown(seen[k // W], k % W) != uint32(0) else T(-INFINITY)
             m = held[k] if held[k] > m else m
         m = finite(largest(m))
         for k in range(R):
@@ -122,30 +148,30 @@ def held_attended(T, L, R):
     return body
 
 
-@cuda_kernel(vector=lambda *key: True)
-def streamed_attended(T):
+@cuda_kernel(FLOATS + HALVES, vector=lambda *key: True)
+def streamed_attended(S):
     """The same for long rows, a block a row: maximum and sum in one pass, y in a second."""
+    T = arithmetic(S)
     add, largest = reductions(T, None)
     finite = finite_shift(T)
-    W = vector_width(T)
-    bits = _bits(W)
-    load, store = tile_access(T, W)
+    W = vector_width(S)
+    bits, is_shown = _bits(W)
+    load, store = tile_access(S, W)
 
     @device
     def read(x, mask, base, words, j, keys, tile, has_mask, wide):
-        seen = bits(mask, words, j, has_mask) if j < keys else uint32(0)
+        seen = bits(mask, words, j, keys, has_mask) if j < keys else uint32(0)
         for k in range(W):
             tile[k] = T(-INFINITY)
         if seen != uint32(0):
             load(x, base + j, base + keys, tile, 0, wide)
         for k in range(W):
-            shown = (seen >> uint32(8 * k)) & uint32(1)
-            tile[k] = tile[k] if shown != uint32(0) else T(-INFINITY)
+            tile[k] = tile[k] if is_shown(seen, k) != uint32(0) else T(-INFINITY)
 
     def body(
-        x: pointer(T),
+        x: pointer(S),
         mask: pointer(uint32),
-        y: pointer(T),
+        y: pointer(S),
         n: int32,
         queries: int32,
         repeated: int32,
@@ -185,14 +211,15 @@ def streamed_attended(T):
     return body
 
 
-@cuda_kernel(variants=GROUPS, vector=lambda *key: True)
-def held_attended_derivative(T, L, R):
+@cuda_kernel(FLOATS + HALVES, SHAPES, without=_left_out, vector=lambda *key: True)
+def held_attended_derivative(S, L, R):
     """out[v] = y (d[v] - sum d[v] y), v < V, for causal rows: y and d are read up to the row's last key."""
+    T = arithmetic(S)
     add, _ = reductions(T, L)
-    load, store = row_access(T, L, R)
+    load, store = row_access(S, L, R)
 
     def body(
-        y: pointer(T), d: pointer(T), out: pointer(T), rows: int32, n: int32, queries: int32, V: int64, wide: int32
+        y: pointer(S), d: pointer(S), out: pointer(S), rows: int32, n: int32, queries: int32, V: int64, wide: int32
     ):
         thread = int64(cuda.blockIdx.x) * int64(cuda.blockDim.x) + int64(cuda.threadIdx.x)
         row, lane = int32(thread // L), int32(thread % L)
@@ -222,15 +249,16 @@ def held_attended_derivative(T, L, R):
     return body
 
 
-@cuda_kernel(vector=lambda *key: True)
-def streamed_attended_derivative(T):
+@cuda_kernel(FLOATS + HALVES, vector=lambda *key: True)
+def streamed_attended_derivative(S):
     """The same for long rows, a block a row: the sum in one pass, the result in a second."""
+    T = arithmetic(S)
     add, _ = reductions(T, None)
-    W = vector_width(T)
-    load, store = tile_access(T, W)
+    W = vector_width(S)
+    load, store = tile_access(S, W)
 
     def body(
-        y: pointer(T), d: pointer(T), out: pointer(T), rows: int32, n: int32, queries: int32, V: int64, wide: int32
+        y: pointer(S), d: pointer(S), out: pointer(S), rows: int32, n: int32, queries: int32, V: int64, wide: int32
     ):
         row, first = int32(cuda.blockIdx.x), int32(cuda.threadIdx.x) * int32(W)
         keys = _keys_of(row, n, queries, int32(1))

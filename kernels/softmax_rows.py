@@ -40,10 +40,8 @@ def _promise(dtype, kind, lanes, held):
 
 
 def _left_out(dtype, kind, *group):
-    """Shapes of the other storage; of logsumexp in float16 and bfloat16 the rule serves."""
-    if dtype in FLOATS:
-        return group not in ((), *GROUPS)
-    return group not in ((), *HALF_GROUPS) or kind.startswith("logsumexp")
+    """Shapes of the other storage."""
+    return group not in ((), *groups_of(dtype))
 
 
 def finite_shift(T):
@@ -259,6 +257,7 @@ def streamed_rows_derivative(S, kind):
     get, put = element_access(S)
     one_in, one_out = kind == "logsumexp", kind == "logsumexp_jvp"
     of_sum = one_in or one_out
+    PAD = 0.0 if kind == "softmax" else -INFINITY
 
     def body(
         y: pointer(S), lse: pointer(S), d: pointer(S), out: pointer(S), rows: int64, n: int32, V: int64, wide: int32
@@ -284,10 +283,12 @@ def streamed_rows_derivative(S, kind):
             else:
                 j = first
                 while j < n:
+                    for k in range(W):
+                        p[k], tile[k] = T(PAD), T(0)
                     load(y, base + j, base + n, p, 0, wide)
                     load(d, there + j, there + n, tile, 0, wide)
                     for k in range(W):
-                        s += term(probability(p[k], shift), tile[k]) if j + k < n else T(0)
+                        s += term(probability(p[k], shift), tile[k])
                     j += int32(cuda.blockDim.x) * W
                 s = add(s)
             if of_sum:
@@ -310,20 +311,26 @@ def streamed_rows_derivative(S, kind):
     return body
 
 
-@cuda_kernel(variants=[(8,), (32,)], vector=lambda *key: True)
-def outer_rows(T, L):
+@cuda_kernel(
+    dtypes=FLOATS + HALVES,
+    variants=[(8,), (32,)],
+    without=lambda dtype, lanes: lanes not in jacobian_lanes(dtype),
+    vector=lambda *key: True,
+)
+def outer_rows(S, L):
     """J[row, i, j] = p_i (delta_ij - p_j): a group of L lanes writes one row (row, i) of the Jacobian."""
-    W = vector_width(T)
-    load, store = tile_access(T, W)
+    T, W = arithmetic(S), vector_width(S)
+    load, store = tile_access(S, W)
+    get, _ = element_access(S)
 
-    def body(p: pointer(T), out: pointer(T), rows: int64, n: int32, wide: int32):
+    def body(p: pointer(S), out: pointer(S), rows: int64, n: int32, wide: int32):
         thread = int64(cuda.blockIdx.x) * int64(cuda.blockDim.x) + int64(cuda.threadIdx.x)
         place, j = thread // L, int32(thread % L) * W
         if place >= rows * n:
             return
         row = quotient(int32(place), n)
         i = int32(place - row * n)
-        p_i = p[place]
+        p_i = get(p, place)
         tile = cuda.local.array(W, T)
         while j < n:
             load(p, int64(row) * n + j, int64(row) * n + n, tile, 0, wide)
@@ -333,6 +340,11 @@ def outer_rows(T, L):
             j += int32(L * W)
 
     return body
+
+
+def jacobian_lanes(dtype):
+    """The numbers of lanes that may write a row of a Jacobian; 8 of float16 and bfloat16: whole lines of 128 bytes."""
+    return (8,) if str(dtype) in HALVES else (8, 32)
 
 
 def groups_of(dtype):

@@ -81,7 +81,7 @@ def test_special_values(entries, max_norm, norm, clipped):
 
 
 def test_what_is_left_to_the_rule():
-    for grads in ([np.ones(3, "float32"), np.ones(3)], [np.ones(3, "float16")], [np.zeros((0, 3))]):
+    for grads in ([np.ones(3, "float32"), np.ones(3)], [np.ones(3, "float16"), np.ones(3)], [np.zeros((0, 3))]):
         assert clip(grads, 1.0) is NotImplemented
 
 

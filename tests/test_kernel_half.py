@@ -102,7 +102,6 @@ def test_norms(kernel, n, dtype):
     if centred:
         close(db[0], d64.sum(1), dtype, 10)
     close(call(kernel.vjp, saved, dy, (True, *need[1:-1], False), eps=1e-5)[0], want, dtype, 10)
-    assert call(kernel.jvp, saved, (dy, None, None)[: len(need)], eps=1e-5) is NotImplemented
 
 
 def test_norms_whose_squares_leave_the_range(dtype):
@@ -129,7 +128,6 @@ def test_cross_entropy(n, reduction, dtype):
     (dx, _) = call(cross_entropy.cross_entropy.vjp, saved, dy, (True, False), **static)
     each = dy.astype(float).reshape(2, -1, 1) / (1 if reduction == "none" else 3)
     close(dx, each * saved[0].astype(float), dtype)
-    assert call(cross_entropy.cross_entropy.jvp, saved, (dx, None), **static) is NotImplemented
 
 
 FUNCTIONS = {
