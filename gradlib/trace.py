@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from . import tree
 from .device import SCALARS, SIMULATING, adopt, array_module
 from .op import Dispatching, Op, describe
 from .precision import is_bfloat16
@@ -408,3 +409,6 @@ class Traced:
             return CREATORS[func](self, *args, **kwargs)
         handler = HANDLERS.get(func) or _unsupported(f"{func.__module__}.{func.__name__}".removeprefix("numpy."))
         return handler(*args, **kwargs)
+
+
+tree.LEAVES.add(Traced)

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import optree
 
 NAMESPACE = "gradlib"
+LEAVES: set[type] = {np.ndarray}  # classes known to be no trees: a lone array need not be looked through
+_LEAF: Any = optree.treespec_leaf(namespace=NAMESPACE)
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
     """(leaves, structure); None holds no leaf."""
-    return optree.tree_flatten(tree, namespace=NAMESPACE)
+    return ([tree], _LEAF) if type(tree) in LEAVES else optree.tree_flatten(tree, namespace=NAMESPACE)
 
 
 def unflatten(structure: Any, leaves: Any) -> Any:
+    if structure is _LEAF:
+        (leaf,) = leaves
+        return leaf
     return optree.tree_unflatten(structure, leaves)
 
 

@@ -22,11 +22,14 @@ from numba import njit
 
 from ..threads import cores
 from .small_tiles import ROWS, TILE_BYTES, address, moved, pointer_to, scaled_columns, tile1, tile2, tile3, tile4, tile5
-from .team import INSIDE, NEXT, OPEN, PATIENCE, Team, added, closed, opened, pause, seen
+from .team import INSIDE, LAST, NEXT, OPEN, PATIENCE, Team, added, closed, opened, pause, seen
 
 TURNED = 8  # rows of a matrix that are turned at a time
 
-_INFINITE: dict[int, Any] = {4: np.float32(np.inf).view(np.int32), 8: np.float64(np.inf).view(np.int64)}
+# bytes of a number -> an array of such integers, and the bits of inf
+_BITS: dict[int, Any] = {4: (np.empty(0, np.int32), np.float32(np.inf).view(np.int32))}
+_BITS[8] = np.empty(0, np.int64), np.float64(np.inf).view(np.int64)
+_NO_BOARD = np.zeros(1, np.int64)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -83,6 +86,23 @@ def _tiles(s, inner, columns, count, w, width, wide, out, stack):
                 tile1(left, inner, columns, count, right, width, target, width)
 
 
+@njit(nogil=True, cache=True, error_model="numpy")
+def _turn(w, bits, rows, columns, infinite, out):
+    """out = wᵀ; whether all of it is finite. bits: w as integers, infinite: the bits of inf."""
+    largest = infinite ^ infinite
+    for i in range(rows * columns):
+        largest = max(largest, bits[i] & infinite)
+    whole = rows - rows % TURNED
+    for start in range(0, whole, TURNED):
+        for k in range(columns):
+            for n in range(TURNED):
+                out[k * rows + start + n] = w[(start + n) * columns + k]
+    for n in range(whole, rows):
+        for k in range(columns):
+            out[k * rows + n] = w[n * columns + k]
+    return largest != infinite
+
+
 # A job is a row of integers, for helpers to read: these places, then for every layer the address of d, entries from one
 # sample's d to the next one's (0: one for all), the address of w, its rows, and 1 where d is of bools; last the columns
 # of the result.
@@ -134,22 +154,46 @@ def _alone(job, like):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _pieces(board, job, like):
-    """Take pieces of a job until none is left; how many."""
-    taken, room = 0, _room(job, like)
-    while True:
-        start = added(board, NEXT, 1) * job[_PIECE]
-        if start >= job[_SAMPLES]:
-            return taken
-        _samples(job, start, min(start + job[_PIECE], job[_SAMPLES]), room)
+def _pieces(board, job, like, from_end):
+    """Take pieces of a job until none is left; how many. Helpers take them from the end: so a core's part of the
+    result, where it is on the memory of the last one, is in its own cache."""
+    taken, room, size = 0, _room(job, like), job[_PIECE]
+    count = (job[_SAMPLES] + size - 1) // size
+    while added(board, NEXT, 1) < count:
+        piece = count - 1 - added(board, LAST, 1) if from_end else taken
+        _samples(job, piece * size, min((piece + 1) * size, job[_SAMPLES]), room)
         taken += 1
+    return taken
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _together(board, job, like):
-    opened(board)
-    _pieces(board, job, like)
-    closed(board)
+def _turn_all(job, room, bits, infinite):
+    """Have a job whose matrices stand as they do in layers take them turned, from `room`; False, where one of them but
+    the first has an entry that is not finite."""
+    stack, inner = job[_STACK], job[_FIRST + 3]
+    _turn(pointer_to(job[_M], room), pointer_to(job[_M], bits), inner, stack, infinite, address(room, 0))
+    job[_M], place = room.ctypes.data, stack * inner
+    for layer in range(job[_LAYERS]):
+        at = _FIRST + _EACH * layer
+        w, inner = job[at + 2], job[at + 3]
+        width = job[at + _EACH + 3] if layer < job[_LAYERS] - 1 else job[at + _EACH]
+        if not _turn(pointer_to(w, room), pointer_to(w, bits), width, inner, infinite, address(room, place)):
+            return False
+        job[at + 2], place = room.ctypes.data + place * job[_ITEM], place + inner * width
+    return True
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _chain(board, job, room, bits, infinite, helped):
+    if not _turn_all(job, room, bits, infinite):
+        return False
+    if helped:
+        opened(board)
+        _pieces(board, job, room, False)
+        closed(board)
+    else:
+        _alone(job, room)
+    return True
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -162,7 +206,7 @@ def _serve(board, job, single, double):
         if seen(board, OPEN):
             added(board, INSIDE, 1)
             if seen(board, OPEN):
-                taken = _pieces(board, job, single) if job[_ITEM] == 4 else _pieces(board, job, double)
+                taken = _pieces(board, job, single, True) if job[_ITEM] == 4 else _pieces(board, job, double, True)
                 idle = 0 if taken else idle
             added(board, INSIDE, -1)
 
@@ -179,55 +223,59 @@ def _place(array):
     return array.ctypes.data
 
 
-def products(
-    m: np.ndarray, factors: Sequence[tuple[np.ndarray, np.ndarray]], out: np.ndarray, together: bool = False
-) -> None:
+_Factors = Sequence[tuple[np.ndarray, np.ndarray]]
+
+
+def _job(m: np.ndarray, step: int, factors: _Factors, axis: int, out: np.ndarray) -> list:
+    """The job of factors (d, w), of which w has its rows along `axis`."""
+    samples, stack, last = out.shape
+    widest, piece = max([w.shape[axis] for _, w in factors]), max(1, samples // (8 * cores()))
+    job = [_place(m), step, _place(out), samples, stack, out.itemsize, widest, piece, len(factors)]
+    for d, w in factors:
+        job += _place(d), d.shape[1] if len(d) > 1 else 0, _place(w), w.shape[axis], d.dtype == bool
+    job.append(last)
+    return job
+
+
+def products(m: np.ndarray, factors: _Factors, out: np.ndarray) -> None:
     """out[b] = m[b] diag(d1[b]) w1 diag(d2[b]) w2 … for all samples, factors ((d1, w1), …). The GIL is free meanwhile.
 
     m: (B, V, N1), or (1, V, N1) for all samples; d1: (B, N1) or (1, N1); w1: (N1, N2) of finite numbers; and so on;
-    out: (B, V, N), V at least 1. All C-contiguous and of one dtype, float32 or float64; d1 also of bools. `together`:
-    all cores share the samples, unless another caller's loop has them.
+    out: (B, V, N), V at least 1. All C-contiguous and of one dtype, float32 or float64; d1 also of bools.
     """
-    samples, stack, last = out.shape
-    step, widest, piece = m.shape[1] * m.shape[2], max([len(w) for _, w in factors]), max(1, samples // (8 * cores()))
-    job = [_place(m), step if len(m) > 1 else 0, _place(out), samples, stack, out.itemsize, widest, piece, len(factors)]
-    for d, w in factors:
-        job += _place(d), d.shape[1] if len(d) > 1 else 0, _place(w), len(w), d.dtype == bool
-    job.append(last)
-    team = _team(os.getpid()) if together and cores() > 1 and len(job) <= JOB else None
+    step = m.shape[1] * m.shape[2] if len(m) > 1 else 0
+    _alone(np.array(_job(m, step, factors, 0, out), np.int64), out)
+
+
+def chain(last: np.ndarray, factors: _Factors, out: np.ndarray) -> bool:
+    """out[b] = lastᵀ diag(d1[b]) w1ᵀ diag(d2[b]) w2ᵀ … likewise: a network's Jacobian, its layers last to first.
+
+    last: (N1, V), w1: (N2, N1), …. All cores share the samples, unless another caller's chain has them. False, and out
+    as it was, where an entry of w1, w2, … is not finite.
+    """
+    job = _job(last, 0, factors, 1, out)
+    room = np.empty(last.size + sum([w.size for _, w in factors]), out.dtype)
+    bits, infinite = _BITS[out.itemsize]
+    team = _team(os.getpid()) if cores() > 1 and len(job) <= JOB else None
     if team is None or not team.taken.acquire(blocking=False):
-        _alone(np.array(job, np.int64), out)
-        return
+        return _chain(_NO_BOARD, np.array(job, np.int64), room, bits, infinite, False)
     try:
         team.job[: len(job)] = job
         team.wake()
-        _together(team.board, team.job, out)
+        return _chain(team.board, team.job, room, bits, infinite, True)
     finally:
         team.taken.release()
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _turn(w, bits, infinite, out):
-    """out = wᵀ; whether all of it is finite. bits: w as integers, infinite: the bits of inf."""
-    largest = infinite ^ infinite
-    for i in range(bits.size):
-        largest = max(largest, bits[i] & infinite)
-    rows, columns = w.shape
-    whole = rows - rows % TURNED
-    for start in range(0, whole, TURNED):
-        for k in range(columns):
-            for n in range(TURNED):
-                out[k, start + n] = w[start + n, k]
-    for n in range(whole, rows):
-        for k in range(columns):
-            out[k, n] = w[n, k]
-    return largest != infinite
+def _turned(w, bits, infinite, out):
+    return _turn(address(w, 0), address(bits, 0), w.shape[0], w.shape[1], infinite, address(out, 0))
 
 
 def turned(w: np.ndarray) -> np.ndarray | None:
     """wᵀ as a contiguous array of its own; None where an entry is not finite. w: (N, K), C-contiguous."""
-    out, infinite = np.empty(w.shape[::-1], w.dtype), _INFINITE[w.itemsize]
-    return out if _turn(w, w.reshape(-1).view(infinite.dtype), infinite, out) else None
+    out, (bits, infinite) = np.empty(w.shape[::-1], w.dtype), _BITS[w.itemsize]
+    return out if _turned(w, w.reshape(-1).view(bits.dtype), infinite, out) else None
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

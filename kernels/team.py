@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 
 from ..threads import cores
 
-OPEN, NEXT, INSIDE = 0, 8, 16  # places on the board
+OPEN, NEXT, INSIDE, LAST = 0, 8, 16, 24  # places on the board
 PATIENCE = 40_000  # pauses of 20-40 ns for which a helper looks out before it sleeps: about a millisecond
 
 _PAUSE = "llvm.x86.sse2.pause" if platform.machine() in ("x86_64", "AMD64") else None
@@ -83,6 +83,7 @@ def pause(typing):
 def opened(board):
     """Let helpers take pieces of the job."""
     exchanged(board, NEXT, 0)
+    exchanged(board, LAST, 0)
     exchanged(board, OPEN, 1)
 
 
@@ -101,7 +102,7 @@ class Team:
     """
 
     def __init__(self, serve: Callable[[np.ndarray, np.ndarray], None], size: int) -> None:
-        self.board, self.job = np.zeros(24, np.int64), np.zeros(size, np.int64)
+        self.board, self.job = np.zeros(32, np.int64), np.zeros(size, np.int64)
         self.taken = Lock()  # by the one caller whom they help
         self.asleep: list[Any] = []  # a bell for each
         for _ in range(cores() - 1):

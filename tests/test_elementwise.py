@@ -146,6 +146,20 @@ def test_nan_stays_nan():
         assert np.isnan(y).all(), name
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (7,), (128, 128), (128, 129), (5, 3, 7)])
+def test_relu_of_small_and_large_arrays(shape, dtype):
+    """Small ones meet zeros, others a number; wherever they lie in memory."""
+    x = np.asarray(np.random.default_rng(0).standard_normal(shape)).astype(dtype)
+    x.reshape(-1)[:5] = [np.nan, np.inf, -np.inf, -0.0, 0.0][: x.size]
+    for given in (x, x.T, np.repeat(x[..., None], 2, -1)[..., 0], x.astype(x.dtype.newbyteorder())):
+        kept = given.copy()
+        y = gl.relu(given)
+        np.testing.assert_array_equal(y, np.where(np.isnan(kept), kept, np.where(kept > 0, kept, 0)))
+        assert y.dtype == x.dtype
+        np.testing.assert_array_equal(given, kept)
+
+
 def test_public_functions_are_the_ops():
     x = np.linspace(-2, 2, 7)
     np.testing.assert_array_equal(elementwise.tanh_(x), np.tanh(x))

@@ -103,11 +103,15 @@ def test_the_loops_are_used(monkeypatch):
     """By their rule: small finite matrices, one row a sample, a stack of at least 2, columns that fill a tile."""
     calls = []
 
-    def record(m, factors, out, together=False):
-        calls.extend(w.shape for _, w in factors)
+    def record(last, factors, out):
+        if not all(np.isfinite(w).all() for _, w in factors):
+            return False
+        calls.extend(w.shape[::-1] for _, w in factors)
         out.fill(0)
+        return True
 
-    monkeypatch.setattr(small_products, "products", record)
+    monkeypatch.setattr(small_products, "chain", record)
+    monkeypatch.setattr(small_products, "products", None)  # would raise
 
     def used(f, x, **options):
         calls.clear()
@@ -194,7 +198,7 @@ def test_a_capture_replays_new_values():
 def test_half_precision_and_small_batches_are_left_to_the_rule(monkeypatch):
     assert fused.looped([None, None], np.ones((2, 3), np.float16)) == [None, None]
     monkeypatch.undo()
-    monkeypatch.setattr(small_products, "products", None)  # would raise
+    monkeypatch.setattr(fused, "_loops", None)  # would raise
     f, _ = network((40, 30, 20), ["relu", None], np.float32)
     assert gl.batch_jacobian(f)(np.ones((9, 40), np.float32)).shape == (9, 20, 40)
 
@@ -212,42 +216,60 @@ def test_diagonals_of_bools(rows, dtype):
 
 
 def deep(samples, dtype, seed=0):
-    """A product through three layers, of all samples' own rows."""
+    """A chain of layers 50 -> 33 -> 7 -> 40 -> 6: its matrices from the last to the first, slopes, and the result."""
     rng = np.random.default_rng(seed)
-    widths = (40, 7, 33, 50)
-    m = rng.standard_normal((samples, 6, 40)).astype(dtype)
-    factors = [
-        (rng.standard_normal((samples, a)).astype(dtype), rng.standard_normal((a, b)).astype(dtype))
-        for a, b in itertools.pairwise(widths)
-    ]
-    return m, factors, np.full((samples, 6, 50), np.nan, dtype)
+    last, *matrices = [rng.standard_normal(shape).astype(dtype) for shape in ((40, 6), (7, 40), (33, 7), (50, 33))]
+    factors = [(rng.standard_normal((samples, w.shape[1])).astype(dtype), w) for w in matrices]
+    return last, factors, np.full((samples, 6, 50), np.nan, dtype)
+
+
+def layer_by_layer(last, factors, out):
+    """The same by `products`, on one core."""
+    turned = [(d, np.ascontiguousarray(w.T)) for d, w in factors]
+    small_products.products(np.ascontiguousarray(last.T)[None], turned, out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("samples", [1, 2, 3, 17, 500])
 def test_layers_at_once_and_all_cores_together(samples, dtype):
-    m, factors, out = deep(samples, dtype)
-    want = m.astype(float)
+    last, factors, out = deep(samples, dtype)
+    want = last.T.astype(float)
     for d, w in factors:
-        want = (want * d[:, None]) @ w.astype(float)
-    small_products.products(m, factors, out)
+        want = (want * d[:, None]) @ w.T.astype(float)
+    layer_by_layer(last, factors, out)
     np.testing.assert_allclose(out, want, rtol=rounding(dtype), atol=200 * rounding(dtype))
     for _ in range(20):
         again = np.full_like(out, np.nan)
-        small_products.products(m, factors, again, together=True)
+        assert small_products.chain(last, factors, again)
         np.testing.assert_array_equal(again, out)  # to the bit
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_chain_with_a_matrix_that_is_not_finite_is_refused(value, cores, monkeypatch):
+    monkeypatch.setattr(small_products, "cores", lambda: cores)
+    last, factors, out = deep(9, np.float32)
+    for _, w in factors:
+        w[-1, -1], kept = value, w[-1, -1]
+        assert not small_products.chain(last, factors, out)
+        assert np.isnan(out).all()  # as it was
+        w[-1, -1] = kept
+    assert small_products.chain(last, factors, out)
+    last[0, 0] = value  # the first of the products may be anything: no column of it that is not finite is left out
+    assert small_products.chain(last, factors, out)
+    assert not np.isfinite(out[:, 0]).any()
 
 
 def test_many_callers_and_helpers_that_sleep():
     """One of the callers has the helpers, the others go on alone; nobody waits for who sleeps."""
 
     def call(seed, found):
-        m, factors, out = deep(50, DTYPES[seed % 2], seed)
+        last, factors, out = deep(50, DTYPES[seed % 2], seed)
         want = out.copy()
-        small_products.products(m, factors, want)
+        layer_by_layer(last, factors, want)
         for i in range(200):
             out.fill(np.nan)
-            small_products.products(m, factors, out, together=True)
+            small_products.chain(last, factors, out)
             found.append(np.array_equal(out, want))
             if i % 50 == 0:
                 time.sleep(0.005)
@@ -263,11 +285,11 @@ def test_many_callers_and_helpers_that_sleep():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_child_has_helpers_of_its_own():
-    m, factors, out = deep(50, np.float32)
-    small_products.products(m, factors, out, together=True)
+    last, factors, out = deep(50, np.float32)
+    small_products.chain(last, factors, out)
     child = os.fork()
     if child == 0:
         again = np.full_like(out, np.nan)
-        small_products.products(m, factors, again, together=True)
+        small_products.chain(last, factors, again)
         os._exit(0 if np.array_equal(again, out) else 1)
     assert os.waitpid(child, 0)[1] == 0

@@ -36,7 +36,8 @@ class LoopSegment(LinearSegment):
         return _loops().turned(np.ascontiguousarray(self.w))
 
     def with_arrays(self, arrays: tuple) -> Segment:
-        other = super().with_arrays(arrays)
+        other = object.__new__(LoopSegment)
+        other.__dict__.update(self.__dict__, w=arrays[0], d=arrays[1])
         other.__dict__.pop("turned", None)
         return other
 
@@ -54,14 +55,14 @@ class LoopSegment(LinearSegment):
     def ahead(self, m: Any, at: slice, out: Any = None) -> Any:
         if not _takes(m, self.n_out) or self.turned is None:
             return super().ahead(m, at, out)
-        y = _loop(m, [(None, np.ascontiguousarray(self.w))], out)
+        y = _loop(m, [(_ones(self.n_in, self.w.dtype), np.ascontiguousarray(self.w))], out)
         return y if self.d is None else np.multiply(y, self.d[at, None, :], out=y)
 
 
 def back_through(segments: Sequence[LoopSegment], m: Any, at: slice, out: Any = None) -> Any:
     """Rows (B, V, n_out) back through neighbours, the first of them first: sample by sample in one loop."""
     if _takes(m, segments[-1].n_in) and all([s.turned is not None for s in segments]):
-        return _loop(m, [(None if s.d is None else s.d[at], s.turned) for s in segments], out)
+        return _loop(m, [(_scale(s.d, at, s.n_out, s.w.dtype), s.turned) for s in segments], out)
     for s in segments:
         m = LinearSegment.back(s, m, at, out if s is segments[-1] else None)
     return m
@@ -75,20 +76,19 @@ def in_one_loop(segments: Sequence[Segment], at: slice, result: Any) -> bool:
     chain: list[Any] = [s for s in reversed(segments) if type(s) is LoopSegment]
     if not 1 < len(chain) == len(segments) or chain[0].d is not None or not result.flags.c_contiguous:
         return False
-    if not _takes(result, chain[-1].n_in) or not all([s.turned is not None for s in chain[1:]]):
+    if not _takes(result, chain[-1].n_in):
         return False
-    _loop(chain[0].w.T[None], [(None if s.d is None else s.d[at], s.turned) for s in chain[1:]], result, True)
-    return True
+    factors = [(_scale(s.d, at, s.n_out, s.w.dtype), np.ascontiguousarray(s.w)) for s in chain[1:]]
+    return _loops().chain(np.ascontiguousarray(chain[0].w), factors, result)
 
 
-def _loop(m: Any, factors: list[tuple[Any, Any]], out: Any, together: bool = False) -> Any:
+def _loop(m: Any, factors: list[tuple[Any, Any]], out: Any) -> Any:
     """m diag(d) w … for every factor (d, w)."""
     w = factors[-1][1]
     if out is None or not out.flags.c_contiguous:
         out = np.empty((*m.shape[:2], w.shape[1]), w.dtype)
     rows = m if m.strides[0] else m[:1]  # one for all samples
-    given = [(_scale(d, w), w) for d, w in factors]
-    _loops().products(np.ascontiguousarray(rows, w.dtype), given, out, together)
+    _loops().products(np.ascontiguousarray(rows, w.dtype), factors, out)
     return out
 
 
@@ -106,11 +106,11 @@ class LoopRowSegment(RowSegment):
         return out
 
 
-def _scale(d: Any, w: Any) -> np.ndarray:
-    """The diagonal in front of w, as the loop takes it."""
+def _scale(d: Any, at: slice, n: int, dtype: Any) -> np.ndarray:
+    """A diagonal of the samples `at`, as the loop takes it; n ones where there is none."""
     if d is None:
-        return _ones(len(w), w.dtype)
-    return np.ascontiguousarray(d, None if d.dtype == bool else w.dtype)
+        return _ones(n, dtype)
+    return np.ascontiguousarray(d[at], None if d.dtype == bool else dtype)
 
 
 @cache

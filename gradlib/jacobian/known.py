@@ -136,15 +136,18 @@ class _Untold(Exception):
 
 
 def _form_of(node: Node) -> tuple:
-    if isinstance(node.xp, Dispatching):
+    op, xp, static, kept, _, _, outputs, inputs, shapes, _ = node
+    if isinstance(xp, Dispatching):
         raise _Untold
-    static = tuple([(k, _setting(v)) for k, v in node.static.items()])
-    saved = tuple([(x.shape, x.dtype) if type(x) is np.ndarray else _kept(x) for x in node.saved])
-    return node.op, node.xp, static, saved, tuple(node.inputs), node.shapes, node.outputs
+    settings = tuple([(k, _setting(v)) for k, v in static.items()])
+    saved = tuple([(x.shape, x.dtype) if type(x) is np.ndarray else _kept(x) for x in kept])
+    return op, xp, settings, saved, tuple(inputs), shapes, outputs
 
 
 def _kept(x: Any) -> Any:
     """What the recipe of a saved value depends on: an array's form, a number's value."""
+    if x is None:
+        return None
     if type(x) in (tuple, list):
         return tuple(map(_kept, x))
     module = array_module(x)

@@ -32,7 +32,7 @@ ACTIVATIONS = {
 def activate(xp: Any, name: str, z: Any, reuse: bool) -> Any:
     """act(z); with `reuse` z may be overwritten."""
     if reuse and name == "relu":
-        return xp.maximum(z, 0, out=z)
+        return e.rectified(xp, z, out=z)
     if reuse and name == "tanh":
         return xp.tanh(z, out=z)
     a = ACTIVATIONS[name]

@@ -84,7 +84,19 @@ def _softplus(xp: Any, x: Any) -> Any:
     return xp.logaddexp(x, 0)
 
 
-_relu = elementwise("relu", lambda xp, x: xp.maximum(x, 0), lambda xp, x, y: _as(xp, y > 0, y))
+_ZEROS = {np.dtype(kind): np.zeros(1 << 14, kind) for kind in ("float32", "float64")}
+
+
+def rectified(xp: Any, x: Any, out: Any = None) -> Any:
+    """max(x, 0). NumPy's maximum takes vectors of two arrays, but entry by entry of an array and a number: so what is
+    small meets as many zeros, in half of the time."""
+    zeros = _ZEROS.get(x.dtype) if type(x) is np.ndarray and xp is np else None
+    if zeros is None or x.size > zeros.size:
+        return xp.maximum(x, 0) if out is None else xp.maximum(x, 0, out=out)
+    return np.maximum(x, zeros[: x.size].reshape(x.shape), out=out)
+
+
+_relu = elementwise("relu", rectified, lambda xp, x, y: _as(xp, y > 0, y))
 _sigmoid_op = elementwise("sigmoid", _sigmoid, lambda xp, x, y: y * (1 - y))
 _softplus_op = elementwise("softplus", _softplus, lambda xp, x, y: sigmoid(x))
 _silu = elementwise("silu", in_working(lambda xp, x: x * _sigmoid(xp, x)), lambda xp, x, y: _silu_df(xp, x))
