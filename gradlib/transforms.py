@@ -14,6 +14,7 @@ import numpy as np
 
 from . import tree
 from .device import adopt, array_module
+from .ones import known_ones
 from .op import describe
 from .ops.nondiff import stopped
 from .precision import is_bfloat16, is_floating
@@ -298,7 +299,7 @@ def _value_and_grad(name: str, f: Callable[..., Any], argnums: Any, has_aux: boo
             f"{name}: expected the function to return one 0-d array, got {got}; sum it, or take gl.jacobian"
         )
     y = values[0] if hasattr(values[0], "dtype") else np.asarray(values[0], dtype=float)
-    seed = module_of(y).ones((1,), y.dtype)
+    seed = known_ones(module_of(y), (1,), y.dtype)
     dx = owned(pull(inside, outputs, [seed], release=True), [])
     gradient = tree.unflatten(inside.structure, [alone(d) for d in dx])
     return ((y, aux) if has_aux else y), (gradient if isinstance(argnums, tuple) else gradient[0])

@@ -121,19 +121,20 @@ def larger(a, b):
     return a if a > b or a != a else b
 
 
-def tile_access(S, width):
+def tile_access(S, width, whole=False):
     """-> device functions load, store(memory, start, end, local, at, wide): a tile of `width` elements, memory[start:],
     from and to local[at:]. S is the type of the memory; locals are of type arithmetic(S).
 
     One access of 16 bytes where `wide` (the host's word that `start` is aligned) and the tile ends before `end`, else
-    element by element, leaving out those from `end` on.
+    element by element, leaving out those from `end` on. whole: every tile is aligned and ends before `end`, so that
+    there is one access and no other path.
     """
     load_vector, store_vector = vector_access(S, width)
     get, put = element_access(S)
 
     @device
     def load(memory, start, end, local, at, wide):
-        if width > 1 and wide and start + width <= end:
+        if whole or (width > 1 and wide and start + width <= end):
             load_vector(memory, start, local, at)
         else:
             for k in range(width):
@@ -142,7 +143,7 @@ def tile_access(S, width):
 
     @device
     def store(memory, start, end, local, at, wide):
-        if width > 1 and wide and start + width <= end:
+        if whole or (width > 1 and wide and start + width <= end):
             store_vector(memory, start, local, at)
         else:
             for k in range(width):
@@ -152,14 +153,15 @@ def tile_access(S, width):
     return load, store
 
 
-def row_access(S, lanes, held):
+def row_access(S, lanes, held, access="either"):
     """-> device functions load, store(memory, base, n, lane, local, wide).
 
     A row of n <= lanes * held elements at index `base`, spread over the local arrays of `held` elements of neighbouring
-    lanes, tile by tile; load leaves what lies beyond n as it is.
+    lanes, tile by tile; load leaves what lies beyond n as it is. access: "wide", 16 bytes at a time, of rows that are
+    aligned; "single", one element; "either", as `wide` says of each tile.
     """
-    W = min(held, vector_width(S))
-    load_tile, store_tile = tile_access(S, W)
+    W = 1 if access == "single" else min(held, vector_width(S))
+    load_tile, store_tile = tile_access(S, W, access != "either")
 
     @device
     def load(memory, base, n, lane, local, wide):
@@ -221,14 +223,14 @@ def _over_block(T, combine, neutral):
 
 
 def reductions(T, lanes=WARP):
-    """-> device functions (sum, max) over groups of `lanes` lanes, or over the block where lanes is None.
+    """-> device functions (sum, max) over groups of `lanes` lanes, or over the block where lanes is None or many.
     All lanes (all threads) must call them; the block's size is a multiple of 32."""
     return reduction(T, add, 0.0, lanes), reduction(T, maximum, -INFINITY, lanes)
 
 
 def reduction(T, combine, neutral, lanes):
     """-> device function like those of `reductions`, for a function of two and its neutral number."""
-    return _over_block(T, combine, neutral) if lanes is None else _over_lanes(combine, lanes)
+    return _over_block(T, combine, neutral) if lanes is None or lanes > WARP else _over_lanes(combine, lanes)
 
 
 def across_groups(T, lanes, width, combine=add, neutral=0.0):

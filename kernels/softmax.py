@@ -5,15 +5,17 @@
     log_softmax  dx = dy - p sum_j dy_j,       dy = dx - sum_j dx_j p_j
     logsumexp    dx = dy p,                    dy = sum_j dx_j p_j
 
-Access (kernels in `softmax_rows`): rows of up to 512 elements are held in registers, so every number moves once; 8
-lanes share a row of up to 8 elements, a warp the others, a block those beyond 512. Derivatives keep p in registers and
-walk the stack: 2V + 1 rows move for V cotangents. The Jacobian is written once, at the cost of its own size.
+Access (kernels in `softmax_rows`): rows of up to 16,384 elements (float64 and rows that are not aligned: 512) are held
+in registers, so every number moves once; 8 or 32 lanes share a row, a block the long ones. Derivatives keep p in
+registers and walk the stack: 2V + 1 rows move for V cotangents. Rows that are longer still are walked twice (kernels in
+`softmax_streams`). The Jacobian is written once, at the cost of its own size.
 A row that is all -inf has softmax 0, log_softmax -inf and logsumexp -inf.
 
 Masked and causal softmax (kernels in `softmax_masked_rows`) is softmax over what may be attended to, and 0 elsewhere;
 its derivative is softmax's, and that of causal rows moves only what is attended to: half of a square.
 """
 
+from functools import lru_cache
 from math import prod
 
 from . import softmax_masked_rows as masked
@@ -21,14 +23,15 @@ from .launch import FLOATS, HALVES, THREADS, Kernel, address, aligned, blocks, c
 from .softmax_rows import (
     FILL,
     group_of,
-    groups_of,
     held_rows,
     held_rows_derivative,
+    holder,
     jacobian_lanes,
+    long_rows,
+    long_rows_derivative,
     outer_rows,
-    streamed_rows,
-    streamed_rows_derivative,
 )
+from .softmax_streams import far_streamed_rows, streamed_rows, streamed_rows_derivative
 
 MOST_ROWS = 2**30  # masked rows are numbered in 32 bits
 
@@ -39,11 +42,19 @@ def _forward(xp, kind, x, out_shape):
     rows = x.size // n
     y = empty(xp, out_shape, x.dtype)
     wide = aligned(x, y) and n % vector_width(x.dtype) == 0
-    if group := group_of(n, groups_of(x.dtype)):
-        held_rows[x.dtype, kind, *group](blocks(rows * group[0], THREADS), THREADS, x, y, rows, n, wide)
+    if chosen := holder((held_rows, long_rows) if wide else (held_rows,), n, x.dtype, kind):
+        kernel, lanes = chosen
+        kernel(blocks(rows * lanes, THREADS), THREADS, x, y, rows, n, wide)
     else:
-        streamed_rows[x.dtype, kind](rows, THREADS, x, y, n, wide)
+        _walker(wide, x.dtype, kind)(rows, THREADS, x, y, n, wide)
     return y
+
+
+@lru_cache(64)
+def _walker(wide, dtype, kind):
+    """The kernel that streams rows."""
+    key = (dtype.name, kind)
+    return far_streamed_rows[key] if wide and key in far_streamed_rows.instances() else streamed_rows[key]
 
 
 def _derivative_of(xp, kind, y, lse, d, out_shape):
@@ -56,9 +67,10 @@ def _derivative_of(xp, kind, y, lse, d, out_shape):
     out = empty(xp, out_shape, d.dtype)
     wide = aligned(y, d, out) and n % vector_width(y.dtype) == 0
     arguments = (y, y if lse is None else lse, d, out, rows, n, V, wide)
-    if group := group_of(n, groups_of(y.dtype)):
-        across = blocks(rows * group[0], THREADS)
-        kernel = held_rows_derivative[y.dtype, kind, *group]
+    kernels = (held_rows_derivative, long_rows_derivative) if wide else (held_rows_derivative,)
+    if chosen := holder(kernels, n, y.dtype, kind):
+        kernel, lanes = chosen
+        across = blocks(rows * lanes, THREADS)
     else:
         across, kernel = rows, streamed_rows_derivative[y.dtype, kind]
     kernel((across, min(V, max(1, FILL // across))), THREADS, *arguments)

@@ -1,13 +1,17 @@
-"""The kernels of `softmax` over rows: held in registers by a group of lanes, or streamed by a block.
+"""The kernels of `softmax` over rows that are held in registers, by a group of lanes or by a block.
 
-Short rows live in the registers of 8 or 32 lanes: read once, written once, 16 bytes a lane where rows are aligned; the
-reductions are shuffles, and no thread waits for another warp. Long rows take a block each: one pass finds the maximum m
-and the sum s together, rescaling the sum when the maximum moves (Milakov & Gimelshein 2018, arXiv:1805.02867); a second
-finds the row in L2. A row that is all -inf has no m to subtract: it is replaced by 0, and 1/s by 0.
+Every number moves once, 16 bytes a lane where rows are aligned, adjacent lanes adjacent addresses: all of a row is on
+its way before the first of it is looked at. Then its maximum m is taken, then exp(x - m) and their sum. Rows of up to
+512 elements live in the registers of 8 or 32 lanes, whose reductions are shuffles: no thread waits for another warp.
+Aligned rows of up to 16,384 elements (derivatives, which hold two rows: 8,192) have kernels of their own, without the
+path for single elements and the registers that it takes: a warp's to 1,024, beyond that a block's. For the rest see
+`softmax_streams`. A row that is all -inf has no m to subtract: it is replaced by 0, and 1/s by 0.
 
 float16 and bfloat16 (S) are widened to float32 (T) as they are loaded and rounded once as they are stored; they have
-half as many shapes, and the scalar path of a block serves what is not aligned.
+fewer shapes.
 """
+
+from functools import lru_cache
 
 from .intrinsics import (
     INFINITY,
@@ -29,9 +33,11 @@ from .launch import FLOATS, HALVES, cuda_kernel, vector_width
 
 FORWARD = ("softmax", "log_softmax", "logsumexp")
 BACKWARD = ("softmax", "log_softmax", "log_softmax_jvp", "logsumexp", "logsumexp_jvp")
-# (lanes that share a row, elements each holds): a row takes the first shape it fits in, or a whole block.
+# (lanes that share a row, elements each holds): a row takes the first shape it fits in, or it is streamed.
 GROUPS = ((8, 1), (32, 1), (32, 4), (32, 16))
 HALF_GROUPS = ((8, 8), (32, 16))  # of float16 and bfloat16
+LONG = ((32, 32), (256, 16), (256, 64))  # of aligned rows, forward
+LONG_PAIRS = ((32, 32), (256, 16), (256, 32))  # of aligned rows, derivatives
 FILL = 4096  # blocks that keep any GPU busy
 
 
@@ -41,7 +47,12 @@ def _promise(dtype, kind, lanes, held):
 
 def _left_out(dtype, kind, *group):
     """Shapes of the other storage."""
-    return group not in ((), *groups_of(dtype))
+    return group not in (HALF_GROUPS if dtype in HALVES else GROUPS)
+
+
+def no_long(dtype, *variant):
+    """Long shapes that float16 and bfloat16 do without."""
+    return dtype in HALVES and variant[-2:] not in ((256, 16), (256, 64))
 
 
 def finite_shift(T):
@@ -60,12 +71,12 @@ def finite_shift(T):
     without=_left_out,
     vector=_promise,
 )
-def held_rows(S, kind, L, R):
+def held_rows(S, kind, L, R, access="either"):
     """y = kind(x) for rows of n <= L * R elements, a group of L lanes a row, R elements a lane."""
     T = arithmetic(S)
     add, largest = reductions(T, L)
     finite = finite_shift(T)
-    load, store = row_access(S, L, R)
+    load, store = row_access(S, L, R, access)
     _, put = element_access(S)
     is_softmax, is_sum = kind == "softmax", kind == "logsumexp"
 
@@ -82,81 +93,39 @@ def held_rows(S, kind, L, R):
             m = held[k] if held[k] > m else m
         m = finite(largest(m))
         for k in range(R):
-            e = math.exp(held[k] - m)
+            held[k] -= m
+            e = math.exp(held[k])
             s += e
             if is_softmax:
                 held[k] = e
         s = add(s)
-        log_s = math.log(s)
-        scale = divide(T(1), s) if s != T(0) else T(0)
         if is_sum:
             if mine > 0 and lane == 0:
-                put(y, row, m + log_s)
+                put(y, row, m + math.log(s))
         else:
+            scale, log_s = T(0), T(0)
+            if s != T(0):
+                scale, log_s = divide(T(1), s), math.log(s)
             for k in range(R):
-                if is_softmax:
-                    held[k] = held[k] * scale
-                else:
-                    held[k] = (held[k] - m) - log_s if s != T(0) else held[k]
+                held[k] = held[k] * scale if is_softmax else held[k] - log_s
             store(y, row * n, mine, lane, held, wide)
 
     return body
 
 
 @cuda_kernel(
-    dtypes=FLOATS + HALVES, variants=[(kind,) for kind in FORWARD], without=_left_out, vector=lambda *key: True
+    dtypes=("float32", *HALVES),
+    variants=[(kind, *g) for kind in FORWARD[:2] for g in LONG],
+    without=no_long,
+    vector=lambda *key: True,
+    registers=128,
 )
-def streamed_rows(S, kind):
-    """y = kind(x) for long rows, a block a row: m and s in one pass, y in a second."""
-    T = arithmetic(S)
-    add, largest = reductions(T, None)
-    finite = finite_shift(T)
-    W = vector_width(S)
-    load, store = tile_access(S, W)
-    _, put = element_access(S)
-    is_softmax, is_sum = kind == "softmax", kind == "logsumexp"
-
-    def body(x: pointer(S), y: pointer(S), n: int32, wide: int32):
-        row, first = int64(cuda.blockIdx.x), int32(cuda.threadIdx.x) * W
-        base = row * n
-        tile = cuda.local.array(W, T)
-        m, s = T(-INFINITY), T(0)
-        j = first
-        while j < n:
-            for k in range(W):
-                tile[k] = T(-INFINITY)
-            load(x, base + j, base + n, tile, 0, wide)
-            top = m
-            for k in range(W):
-                top = tile[k] if tile[k] > top else top
-            s *= math.exp(m - finite(top))
-            m = top
-            for k in range(W):
-                s += math.exp(tile[k] - finite(top))
-            j += int32(cuda.blockDim.x) * W
-        top = finite(largest(m))
-        s = add(s * math.exp(m - top))
-        log_s = math.log(s)
-        scale = divide(T(1), s) if s != T(0) else T(0)
-        if is_sum:
-            if first == 0:
-                put(y, row, top + log_s)
-            return
-        j = first
-        while j < n:
-            load(x, base + j, base + n, tile, 0, wide)
-            for k in range(W):
-                if is_softmax:
-                    tile[k] = math.exp(tile[k] - top) * scale
-                else:
-                    tile[k] = (tile[k] - top) - log_s if s != T(0) else tile[k]
-            store(y, base + j, base + n, tile, 0, wide)
-            j += int32(cuda.blockDim.x) * W
-
-    return body
+def long_rows(S, kind, L, R):
+    """held_rows of aligned rows alone; of the longest a multiprocessor holds two, 128 KB under way."""
+    return held_rows.factory(S, kind, L, R, "wide")
 
 
-def _derivative(T, kind):
+def derivative_of(T, kind):
     """-> device functions: p from what was saved, the term that is summed, the result from the sum."""
     finite = finite_shift(T)
     from_x, from_y, by_p = kind.startswith("logsumexp"), kind == "softmax", kind != "log_softmax"
@@ -188,12 +157,12 @@ def _derivative(T, kind):
     without=_left_out,
     vector=_promise,
 )
-def held_rows_derivative(S, kind, L, R):
+def held_rows_derivative(S, kind, L, R, access="either"):
     """out[v] = the derivative of `kind` applied to d[v], v < V; y is what was saved, x and lse (rows) for logsumexp."""
     T = arithmetic(S)
-    probability, term, result = _derivative(T, kind)
+    probability, term, result = derivative_of(T, kind)
     add, _ = reductions(T, L)
-    load, store = row_access(S, L, R)
+    load, store = row_access(S, L, R, access)
     get, put = element_access(S)
     one_in, one_out = kind == "logsumexp", kind == "logsumexp_jvp"
     of_sum = one_in or one_out  # exp(x - lse) is normalised anew: a large lse is rounded
@@ -245,70 +214,15 @@ def held_rows_derivative(S, kind, L, R):
 
 
 @cuda_kernel(
-    dtypes=FLOATS + HALVES, variants=[(kind,) for kind in BACKWARD], without=_left_out, vector=lambda *key: True
+    dtypes=("float32", *HALVES),
+    variants=[(kind, *g) for kind in BACKWARD[:3] for g in LONG_PAIRS],
+    without=no_long,
+    vector=lambda *key: True,
+    registers=128,
 )
-def streamed_rows_derivative(S, kind):
-    """The same for long rows, a block a row: the sum in one pass, the result in a second."""
-    T = arithmetic(S)
-    probability, term, result = _derivative(T, kind)
-    add, _ = reductions(T, None)
-    W = vector_width(S)
-    load, store = tile_access(S, W)
-    get, put = element_access(S)
-    one_in, one_out = kind == "logsumexp", kind == "logsumexp_jvp"
-    of_sum = one_in or one_out
-    PAD = 0.0 if kind == "softmax" else -INFINITY
-
-    def body(
-        y: pointer(S), lse: pointer(S), d: pointer(S), out: pointer(S), rows: int64, n: int32, V: int64, wide: int32
-    ):
-        row, first = int64(cuda.blockIdx.x), int32(cuda.threadIdx.x) * W
-        base, shift = row * n, get(lse, row)
-        p, tile = cuda.local.array(W, T), cuda.local.array(W, T)
-        q = T(0)
-        if of_sum:
-            j = first
-            while j < n:
-                load(y, base + j, base + n, p, 0, wide)
-                for k in range(W):
-                    q += probability(p[k], shift) if j + k < n else T(0)
-                j += int32(cuda.blockDim.x) * W
-            q = add(q)
-        v = int64(cuda.blockIdx.y)
-        while v < V:
-            place = v * rows + row
-            there, s = place * n, T(0)
-            if one_in:
-                s = get(d, place)
-            else:
-                j = first
-                while j < n:
-                    for k in range(W):
-                        p[k], tile[k] = T(PAD), T(0)
-                    load(y, base + j, base + n, p, 0, wide)
-                    load(d, there + j, there + n, tile, 0, wide)
-                    for k in range(W):
-                        s += term(probability(p[k], shift), tile[k])
-                    j += int32(cuda.blockDim.x) * W
-                s = add(s)
-            if of_sum:
-                s = divide(s, q) if q != T(0) else T(0)
-            j = first
-            if one_out:
-                if j == 0:
-                    put(out, place, s)
-                j = n
-            while j < n:
-                load(y, base + j, base + n, p, 0, wide)
-                if not one_in:
-                    load(d, there + j, there + n, tile, 0, wide)
-                for k in range(W):
-                    tile[k] = result(probability(p[k], shift), tile[k], s)
-                store(out, there + j, there + n, tile, 0, wide)
-                j += int32(cuda.blockDim.x) * W
-            v += int64(cuda.gridDim.y)
-
-    return body
+def long_rows_derivative(S, kind, L, R):
+    """held_rows_derivative of aligned rows alone."""
+    return held_rows_derivative.factory(S, kind, L, R, "wide")
 
 
 @cuda_kernel(
@@ -347,9 +261,16 @@ def jacobian_lanes(dtype):
     return (8,) if str(dtype) in HALVES else (8, 32)
 
 
-def groups_of(dtype):
-    """The shapes that kernels of a dtype have."""
-    return HALF_GROUPS if str(dtype) in HALVES else GROUPS
+@lru_cache(4096)
+def holder(kernels, n, dtype, *kind):
+    """(kernel, lanes a row) of the first shape among those of `kernels`, for a dtype and kind, that holds rows of n
+    elements; None where there is none."""
+    key = (dtype.name, *kind)
+    for kernel in kernels:
+        shapes = [instance[len(key) :] for instance in kernel.instances() if instance[: len(key)] == key]
+        if shape := group_of(n, shapes):
+            return kernel[*key, *shape], shape[0]
+    return None
 
 
 def group_of(n, groups):

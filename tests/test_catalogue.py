@@ -8,8 +8,8 @@ from gradlib.kernels import inspection
 SAMPLE = "|".join(
     [
         r"^elementwise\.pointwise_scale-float(32|64)-tanh$",
-        r"^softmax_rows\.(held_rows-float32-softmax-32-16|streamed_rows-float32-softmax)$",
-        r"^cross_entropy\.held_loss-float32-32-4$",
+        r"^softmax_(rows\.held_rows-float32-softmax-32-16|streams\.streamed_rows-float32-softmax)$",
+        r"^cross_entropy_rows\.held_loss-float32-32-4$",
         r"^linear\.slope_sums-float32-silu-32$",
         r"^csr\.gather_rows-float32-8$",
         r"^dropout\.masked-float32$",

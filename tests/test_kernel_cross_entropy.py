@@ -1,12 +1,20 @@
 """The kernels of cross entropy against float64 NumPy."""
 
+import contextlib
+from functools import partial
+
 import numpy as np
 import pytest
-from kernel_device import DTYPES, call, close
+from kernel_device import DTYPES, back, call, close, to, where
 
+import gradlib as gl
+from gradlib.kernels import cross_entropy as kernels
 from gradlib.kernels.cross_entropy import cross_entropy
+from gradlib.kernels.launch import SIMULATED, simulate
 
-CASES = [(n, "float32") for n in (1, 3, 8, 10, 31, 33, 128, 500, 513, 1027)] + [(n, "float64") for n in (3, 33, 514)]
+CASES = [(n, "float32") for n in (1, 3, 8, 10, 31, 33, 128, 500, 513)] + [(n, "float64") for n in (3, 33, 514)]
+# two rows each: aligned rows of a warp and of a block, their edges, rows of several chunks that are and are not aligned
+LONG = [(n, "float32") for n in (1024, 1028, 4096, 4099, 4100, 16384, 32772)] + [(2049, "float64")]
 STATIC = {"ignore_index": None, "label_smoothing": 0.0}
 
 
@@ -20,7 +28,7 @@ def reference(x, labels, ignore_index, label_smoothing):
     x, n = x.astype(float), x.shape[-1]
     m = x.max(-1, keepdims=True)
     s = np.exp(x - m).sum(-1, keepdims=True)
-    target = (1 - label_smoothing) * np.eye(n)[labels % n] + label_smoothing / n
+    target = (1 - label_smoothing) * (np.arange(n) == labels[..., None] % n) + label_smoothing / n
     keep = np.ones(labels.shape, bool) if ignore_index is None else labels != ignore_index
     loss = -(target * (x - m - np.log(s))).sum(-1)
     return np.where(keep, loss, 0), np.where(keep[..., None], np.exp(x - m) / s - target, 0)
@@ -39,6 +47,34 @@ def test_rows(n, dtype, smoothing):
     assert count == 1 and (got[1] == 0).all() and y[1] == 0
 
 
+@pytest.mark.parametrize(("n", "dtype"), LONG)
+def test_long_rows(n, dtype):
+    """Labels are the first class and the last; the maximum stands among the first numbers, or the last, and is huge."""
+    x, _ = data(n, dtype, rows=(2,))
+    x[0, 5], x[1, -2] = 30, 1000
+    labels = np.array([0, n - 1])
+    static = {"ignore_index": None, "label_smoothing": 0.3}
+    y, (g, _) = call(cross_entropy.forward, x, labels, reduction="none", **static)
+    losses, exact = reference(x, labels, **static)
+    close(y, losses, dtype, scale=1)
+    close(g, exact, dtype, scale=0.001)
+
+
+@pytest.mark.parametrize("n", [1024, 4099, 4100, 16388])
+def test_long_rows_without_a_loss(n):
+    """Ignored, of -inf or NaN, or labelled with what is no class: as short rows."""
+    found = []
+    for columns in (8, n):
+        x = np.zeros((5, columns), "float32")
+        x[0, -1], x[1], x[2, 1] = np.nan, -np.inf, np.inf
+        labels, static = np.array([-100, 1, 1, -1, columns]), {"ignore_index": -100, "label_smoothing": 0.1}
+        y, (g, _) = call(cross_entropy.forward, x, labels, reduction="none", **static)
+        assert y[0] == 0 and (g[0] == 0).all() and np.isnan(y[3:]).all() and np.isnan(g[3:]).all()
+        found.append((y, g[:, 1:3]))
+    for short, long in zip(*found, strict=True):
+        np.testing.assert_array_equal(long, short)
+
+
 @pytest.mark.parametrize("labels_dtype", ["int32", "int64", "uint8"])
 @pytest.mark.parametrize("n", [4, 600])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
@@ -52,7 +88,8 @@ def test_reductions_and_derivatives(reduction, n, labels_dtype, schedule):
     count = np.count_nonzero(labels != 2) if reduction == "mean" else 1
     y, saved = call(cross_entropy.forward, x, labels, reduction=reduction, **static)
     close(y, losses.sum() / count, "float32")
-    assert saved[1] == count and saved[1].shape == () and saved[1].dtype == "float32"
+    close(saved[0] / saved[1], g / count, "float32", scale=0.3)
+    assert saved[1].shape == () and saved[1].dtype == "float32"
     rng = np.random.default_rng(0)
     for V in (0, 1, 3):
         dy, d = rng.normal(size=V).astype("float32"), rng.normal(size=(V, *x.shape)).astype("float32")
@@ -78,7 +115,7 @@ def test_row_derivatives(n, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [5, 600])
+@pytest.mark.parametrize("n", [5, 601, 1028])
 def test_extreme_logits(n, dtype, schedule):
     x = np.zeros((3, n), dtype)
     x[0], x[1, 0], x[2] = 1e4, 1e4, np.linspace(-1e4, 1e4, n)
@@ -91,7 +128,7 @@ def test_extreme_logits(n, dtype, schedule):
         close(g, exact, dtype, scale=0.1)
 
 
-@pytest.mark.parametrize("n", [6, 600])
+@pytest.mark.parametrize("n", [6, 600, 601])
 def test_forbidden_classes(n):
     """Logits of -inf outside the label change nothing without smoothing."""
     x, labels = data(n, "float32")
@@ -105,13 +142,45 @@ def test_forbidden_classes(n):
 
 
 @pytest.mark.parametrize("label", [-1, 7, 700])
-@pytest.mark.parametrize("n", [7, 600])
+@pytest.mark.parametrize("n", [7, 601])
 def test_label_that_is_no_class_gives_nan(n, label):
     x, labels = data(n, "float32")
     label = label if label < 0 else n + label
     labels[2] = label
     y, (g, _) = call(cross_entropy.forward, x, labels, reduction="none", **STATIC)
     assert np.isnan(y[2]) and np.isnan(g[2]).all() and np.isfinite(np.delete(y, 2)).all()
+
+
+@pytest.mark.parametrize("ignore_index", [None, 2])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_the_gradient_of_the_loss_itself_is_what_was_kept(dtype, reduction, ignore_index, monkeypatch):
+    """Its cotangent is known to be 1: nothing is multiplied by it, but in float16. Any other one is."""
+    x, labels = data(9, dtype, rows=(4,))
+    labels[1], calls = 2, []
+
+    def recorded(*key):
+        calls.append(key)
+        return launchable[key]
+
+    launchable = kernels.spread
+    monkeypatch.setattr(kernels, "spread", type("Spread", (), {"__getitem__": lambda self, key: recorded(*key)})())
+    loss = partial(gl.cross_entropy, reduction=reduction, ignore_index=ignore_index)
+    _, g = reference(x, labels, ignore_index, 0.0)
+    want = g / (np.count_nonzero(labels != ignore_index) if reduction == "mean" else 1)
+    with simulate() if SIMULATED else contextlib.nullcontext():
+        given, places = to(x), to(labels)
+        once, captured = gl.grad(loss)(given, places), gl.capture(gl.grad(loss))
+        again = [captured(given, places) for _ in range(3)]
+        assert len(calls) == (4 if dtype == "float16" and reduction == "mean" else 0)
+        calls.clear()
+        doubled = gl.grad(lambda x: 2 * loss(x, places))(given)
+        by_hand = gl.vjp(lambda x: loss(x, places), given)[1](where().asarray(1.0, dtype))[0]
+        assert len(calls) == 2
+    for result in (once, *again, by_hand):
+        np.testing.assert_array_equal(back(result), back(once))
+    close(back(once), want, dtype, scale=0.3)
+    close(back(doubled), 2 * want, dtype, scale=0.6)
 
 
 def test_a_mean_over_no_row_is_nan_with_a_gradient_of_zero():

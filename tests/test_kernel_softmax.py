@@ -7,8 +7,10 @@ from kernel_device import DTYPES, call, close
 from gradlib.kernels import softmax as kernels
 
 # (length, dtype): every shape of kernel, its edges, rows that are and are not aligned
-CASES = [(n, "float32") for n in (1, 2, 3, 7, 8, 9, 31, 32, 33, 100, 127, 128, 129, 512, 513, 1000, 1027)]
+CASES = [(n, "float32") for n in (1, 2, 3, 7, 8, 9, 31, 32, 33, 100, 127, 128, 129, 512, 513, 1000)]
 CASES += [(n, "float64") for n in (1, 3, 8, 31, 33, 130, 514)]
+# one row each: aligned rows of a warp and of a block, their edges, rows of two chunks that are and are not aligned
+LONG = [(n, "float32") for n in (1024, 1028, 4096, 4099, 4100)] + [(2050, "float64")]
 
 
 def reference(x):
@@ -21,14 +23,23 @@ def reference(x):
 
 
 def data(n, dtype, rows=(2, 3), V=3):
-    rng = np.random.default_rng(n)
+    rng, rows = np.random.default_rng(n), rows if n < 513 else (1,) * len(rows)
     x = (3 * rng.normal(size=(*rows, n))).astype(dtype)
     return x, rng.normal(size=(V, *x.shape)).astype(dtype)
 
 
 @pytest.mark.parametrize(("n", "dtype"), CASES)
 def test_forward(n, dtype):
-    x, _ = data(n, dtype)
+    forward(data(n, dtype)[0], dtype)
+
+
+# the edge of what is held, and three of the longest chunks
+@pytest.mark.parametrize(("n", "dtype"), [*LONG, (16384, "float32"), (32772, "float32")])
+def test_forward_of_long_rows(n, dtype):
+    forward(data(n, dtype)[0], dtype)
+
+
+def forward(x, dtype):
     p, log_p, lse = reference(x)
     y, saved = call(kernels.softmax.forward, x, axis=2)
     close(y, p, dtype, scale=0.1)
@@ -42,7 +53,16 @@ def test_forward(n, dtype):
 
 @pytest.mark.parametrize(("n", "dtype"), CASES)
 def test_derivatives(n, dtype):
-    x, d = data(n, dtype, rows=(3,), V=3)
+    derivatives(*data(n, dtype, rows=(3,), V=3 if n < 513 else 2), dtype)
+
+
+@pytest.mark.parametrize(("n", "dtype"), [*LONG, (8192, "float32"), (8196, "float32")])
+def test_derivatives_of_long_rows(n, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "FILL", 1)  # a block walks the stack
+    derivatives(*data(n, dtype, rows=(1,), V=2 if n < 8192 else 1), dtype)
+
+
+def derivatives(x, d, dtype):
     p, log_p, lse = (a.astype(dtype) for a in reference(x))
     exact, d64 = reference(x)[0], d.astype(float)
     dot = (d64 * exact).sum(-1, keepdims=True)
@@ -68,7 +88,7 @@ def test_jacobian(n, dtype):
     close(call(kernels.softmax.jacobian, (p,), axis=2), expected, dtype, scale=0.01)
 
 
-@pytest.mark.parametrize("n", [3, 40, 516])
+@pytest.mark.parametrize("n", [3, 40, 515, 1028])
 @pytest.mark.parametrize("V", [0, 1, 5])
 def test_stacks_of_any_size(n, V, schedule):
     x, d = data(n, "float32", rows=(5,), V=V)
@@ -97,6 +117,38 @@ def test_extreme_rows(n, dtype, schedule):
         call(kernels.logsumexp.vjp, (x, lse), d[..., 0], (True,), axis=1, keepdims=False)[0],
     ):
         assert np.isfinite(result).all()
+
+
+def extreme(n, rows):
+    """All -inf; a maximum that moves from chunk to chunk; one at the very end; NaN."""
+    x = np.zeros((4, n), "float32")
+    x[0], x[1], x[2, -1], x[3, -1] = -np.inf, np.linspace(0, 20, n), 1e4, np.nan
+    return x[:rows]
+
+
+@pytest.mark.parametrize("n", [1024, 4099, 4100, 16388])
+def test_extreme_long_rows(n):
+    x = extreme(n, 4)
+    y, log_y = (call(k.forward, x, axis=1)[0] for k in (kernels.softmax, kernels.log_softmax))
+    assert (y[0] == 0).all() and (log_y[0] == -np.inf).all()
+    for got, exact, scale in zip((y, log_y), reference(x[1:3]), (0.001, 1), strict=False):
+        close(got[1:3], exact, "float32", scale)
+        assert np.isnan(got[3]).all()
+
+
+@pytest.mark.parametrize("n", [1024, 4099])
+def test_derivatives_of_extreme_long_rows(n):
+    x, d = extreme(n, 3), np.ones((1, 3, n), "float32")
+    y, saved = call(kernels.logsumexp.forward, x, axis=1, keepdims=False)
+    p, _, exact = reference(x[1:])
+    assert y[0] == -np.inf
+    close(y[1:], exact, "float32")
+    (dx,) = call(kernels.logsumexp.vjp, saved, d[..., 0], (True,), axis=1, keepdims=False)
+    assert (dx[0, 0] == 0).all()
+    close(dx[0, 1:], p, "float32", scale=0.001)
+    (dx,) = call(kernels.log_softmax.vjp, (call(kernels.log_softmax.forward, x, axis=1)[0],), d, (True,), axis=1)
+    assert (dx[0, 0] == 1).all()
+    close(dx[0, 1:], 1 - n * p, "float32", scale=10)
 
 
 @pytest.mark.parametrize("n", [5, 40, 514])
