@@ -113,6 +113,11 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
     return _as_one_op("checkpoint", f, rules, again=True)
 
 
+def _own(d: Any) -> Any:
+    """A stack that a rule of the user's may write to: the sweep's own may be used again, or be known to be ones."""
+    return d if type(d) is Traced else d.copy()
+
+
 def _filled(floats: Any, dx: tuple) -> list[Any]:
     """Tangent stacks with zeros where there is none."""
     v = next(d.shape[0] for d in dx if d is not None)
@@ -144,14 +149,15 @@ def custom_rules(vjp: Callable[..., Any] | None = None, jvp: Callable[..., Any] 
                     raise NotImplementedError(f"{name}: custom_rules was given no vjp rule")
                 floats, y = saved
                 primals = arguments.rebuilt(floats)
-                got = vjp(primals, tree.unflatten(result[0], y), tree.unflatten(result[0], dy))
+                given = tree.unflatten(result[0], [_own(d) for d in dy])
+                got = vjp(primals, tree.unflatten(result[0], y), given)
                 return _stacks(f"{name}: its vjp rule", got, primals, arguments, dy[0].shape[0])
 
             def push_forward(xp: Any, saved: tuple, dx: tuple) -> tuple:
                 if jvp is None:
                     raise NotImplementedError(f"{name}: custom_rules was given no jvp rule")
                 floats, y = saved
-                tangents = arguments.rebuilt(_filled(floats, dx), others=lambda x: None)
+                tangents = arguments.rebuilt([_own(d) for d in _filled(floats, dx)], others=lambda x: None)
                 got = jvp(arguments.rebuilt(floats), tree.unflatten(result[0], y), tangents)
                 leaves, structure = tree.flatten(got)
                 v = next(d.shape[0] for d in dx if d is not None)

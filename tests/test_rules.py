@@ -96,6 +96,30 @@ def test_custom_rules_give_what_they_say():
         gl.jvp(clipped, (X,), (X,))
 
 
+@gl.custom_rules(
+    vjp=lambda primals, y, dy: (np.multiply(dy, -3.0, out=dy),),
+    jvp=lambda primals, y, dx: np.multiply(dx[0], -3.0, out=dx[0]),
+)
+def scaled_in_place(x):
+    return x + 0.0
+
+
+def test_rules_may_write_to_what_they_are_given():
+    """Neither another use of the cotangent nor a later replay nor the user's own arrays see it."""
+    x, labels, one = np.array([[0.5, -1.0, 2.0]], np.float32), np.array([1]), np.ones((1, 3), np.float32)
+
+    def loss(x):
+        return scaled_in_place(gl.cross_entropy(x, labels)) + gl.cross_entropy(x, labels)
+
+    want = -2 * gl.grad(lambda x: gl.cross_entropy(x, labels))(x)
+    replay = gl.capture(gl.grad(loss))
+    for got in (gl.grad(loss)(x), replay(x), replay(x), replay(x)):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+    gl.vjp(scaled_in_place, x)[1](one)
+    np.testing.assert_array_equal(gl.jvp(scaled_in_place, (x,), (one,))[1], -3)
+    np.testing.assert_array_equal(one, 1)
+
+
 @pytest.mark.parametrize(
     ("rule", "words"),
     [

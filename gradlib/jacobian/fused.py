@@ -36,8 +36,7 @@ class LoopSegment(LinearSegment):
         return _loops().turned(np.ascontiguousarray(self.w))
 
     def with_arrays(self, arrays: tuple) -> Segment:
-        other = object.__new__(LoopSegment)
-        other.__dict__.update(self.__dict__, w=arrays[0], d=arrays[1])
+        other = super().with_arrays(arrays)
         other.__dict__.pop("turned", None)
         return other
 
