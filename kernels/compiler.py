@@ -75,7 +75,27 @@ def _lower(launchable, cc, threads):
     # Left to itself ptxas gives float64 kernels few registers and spills; two blocks a multiprocessor allow 128.
     double = any(dtype_of(getattr(k, "element", k)) == np.float64 for _, k in launchable.parameters)
     nvvm.set_launch_bounds(function, (threads, 2) if double else threads)
+    result.library._llvm_strs = [str(module) for module in _ordered(result.library.modules)]
     return result.library, entry
+
+
+def _ordered(modules):
+    """A kernel's module and those of its device functions, in the order in which they are called, depth first.
+
+    Numba keeps them in a set. Their order moves what the optimiser sees first, and so registers and instructions.
+    """
+    defining = {f.name: module for module in modules for f in module.functions if not f.is_declaration}
+    found = {}
+
+    def visit(module):
+        if module.name not in found:
+            found[module.name] = module
+            for f in module.functions:
+                if f.is_declaration and f.name in defining:
+                    visit(defining[f.name])
+
+    visit(modules[0])
+    return found.values()
 
 
 def _type(kind):
