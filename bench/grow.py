@@ -146,6 +146,8 @@ def draw(run: dict[str, Any], picture: Path) -> None:
         for contender in CONTENDERS:
             rows = [p for p in run["points"] if p["axis"] == axis and p["contender"] == contender]
             style = {"marker": "o", "markersize": 3, "linewidth": 2.5 if contender == "gradlib" else 1.2}
+            if not rows:  # not installed where this was measured
+                continue
             values = [p["value"] for p in rows]
             column[0].plot(values, [1e3 * p["seconds"] for p in rows], label=contender, **style)
             known = [p for p in rows if p["bytes"]]
