@@ -84,6 +84,16 @@ def square_root(typing_context, x):
 
 
 @intrinsic
+def multiply_add(typing_context, a, b, c):
+    """a b + c, rounded once."""
+
+    def emit(context, builder, signature, values):
+        return builder.fma(*values)
+
+    return a(a, a, a), emit
+
+
+@intrinsic
 def quotient(typing_context, a, b):
     """a // b of int32, 0 <= a, 0 < b. Numba would divide 64-bit numbers, which is a call."""
 

@@ -27,6 +27,12 @@ def divide(a, b):
     return np.divide(a, b)
 
 
+def multiply_add(a, b, c):
+    """a b + c, computed with more digits."""
+    wide = float64 if a.dtype == float32 else np.longdouble
+    return a.dtype.type(wide(a) * wide(b) + wide(c))
+
+
 def quotient(a, b):
     """a // b of int32, 0 <= a, 0 < b."""
     return int32(a) // int32(b)

@@ -48,7 +48,6 @@ class Kernel:
     forward: Callable | None = None
     vjp: Callable | None = None
     jvp: Callable | None = None
-    jacobian: Callable | None = None
 
 
 @contextlib.contextmanager

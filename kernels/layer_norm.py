@@ -1,11 +1,10 @@
-"""layer_norm over the last axis, its derivatives, those of its weight and bias, and its Jacobian.
+"""layer_norm over the last axis, its derivatives, and those of its weight and bias.
 
     m = mean x, r = 1 / sqrt(mean (x - m)^2 + eps), h = (x - m) r, y = h w + b
     dx = r (t - mean t - h mean(t h)), t = dy w      dw = sum of dy h, db = sum of dy over rows
-    J_ij = w_i r (delta_ij - 1/n - h_i h_j / n)
 
 Access: rows in registers, each number read and written once (`norm_rows`, `norm_streams`); parameter gradients by
-blocks that stay, in the pass that writes dx (`norm_sums`). The Jacobian is written at the cost of its own size.
+blocks that stay, in the pass that writes dx (`norm_sums`).
 """
 
 from . import norms
@@ -33,12 +32,4 @@ def _jvp(xp, saved, dx, *, eps):
     return norms.derivative(xp, "layer_norm", "jvp", x, mean, r, w, *dx)
 
 
-def _jacobian(xp, saved, *, eps):
-    """dense (..., D, D)."""
-    x, mean, r, w = saved
-    return (
-        norms.jacobian(xp, "layer_norm", x, mean, r, w) if norms.serves(x, w, statistics=(mean, r)) else NotImplemented
-    )
-
-
-layer_norm = Kernel(_forward, _vjp, _jvp, _jacobian)
+layer_norm = Kernel(_forward, _vjp, _jvp)

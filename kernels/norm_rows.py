@@ -1,8 +1,8 @@
-"""The kernels of `layer_norm` and `rms_norm` over rows: values, derivatives of rows, Jacobians.
+"""The kernels of `layer_norm` and `rms_norm` over rows: values and derivatives of rows.
 
     d = x - mean x, or x itself     r = 1 / sqrt(mean d^2 + eps)     h = d r     y = h w + b
     P t = r (t - mean t - h mean(t h))    vjp: dx = P (dy w)    jvp: dy = (P dx) w + h dw + db
-    J_ij = w_i r (delta_ij - 1/n - h_i h_j / n)                      (rms_norm: without the means and 1/n)
+                                                                     (rms_norm: without the means)
 
 Rows of up to 4,096 elements (forward, float32: 16,384) are held in registers: by 8 or 32 lanes, whose reductions are
 shuffles, or by a block. Each number moves once, 16 bytes a lane where rows are aligned; so a second pass for the
@@ -24,14 +24,11 @@ from .intrinsics import (
     int32,
     int64,
     pointer,
-    quotient,
     reductions,
     square_root,
-    tile_access,
     vector_access,
 )
 from .launch import FLOATS, HALVES, THREADS, cuda_kernel, dtype_of, vector_width
-from .softmax_rows import jacobian_lanes
 
 KINDS = ("layer_norm", "rms_norm")
 MODES = ("vjp", "jvp")
@@ -301,53 +298,5 @@ def held_derivative(S, kind, mode, L, R, access):
                 plus(held, db, v * n, mine, lane)
             store(out, base, mine, lane, held)
             v += int64(cuda.gridDim.y)
-
-    return body
-
-
-@cuda_kernel(
-    dtypes=FLOATS + HALVES,
-    variants=[(kind, lanes) for kind in KINDS for lanes in (8, 32)],
-    without=lambda dtype, kind, lanes: lanes not in jacobian_lanes(dtype),
-    vector=lambda *key: True,
-)
-def row_jacobians(S, kind, L):
-    """J[row, i, j]: a group of L lanes writes one row (row, i) of the Jacobian."""
-    T, centred, W = arithmetic(S), kind == "layer_norm", vector_width(S)
-    load, store = tile_access(S, W)
-    get, _ = element_access(S)
-
-    def body(
-        x: pointer(S),
-        mean: pointer(T),
-        scale: pointer(T),
-        w: pointer(S),
-        out: pointer(S),
-        rows: int64,
-        n: int32,
-        wide: int32,
-        has_w: int32,
-    ):
-        thread = int64(cuda.blockIdx.x) * THREADS + int64(cuda.threadIdx.x)
-        place, j = thread // L, int32(thread % L) * W
-        if place >= rows * n:
-            return
-        row = quotient(int32(place), n)
-        i = int32(place - row * n)
-        r, m, one = scale[row], T(0), T(0)
-        if centred:
-            m, one = mean[row], T(1)
-        base, factor, h_i = int64(row) * n, r, (get(x, place) - m) * r
-        if has_w:
-            factor *= get(w, i)
-        own = h_i * r * divide(T(1), T(n))
-        one = one * divide(T(1), T(n))
-        tile = cuda.local.array(W, T)
-        while j < n:
-            load(x, base + j, base + n, tile, 0, wide)
-            for k in range(W):
-                tile[k] = factor * ((T(1) if i == j + k else T(0)) - one - own * (tile[k] - m))
-            store(out, place * n + j, place * n + n, tile, 0, wide)
-            j += int32(L * W)
 
     return body

@@ -7,11 +7,11 @@ from functools import lru_cache
 
 from ..precision import narrow, working
 from .launch import FLOATS, GRID_Z, HALVES, THREADS, aligned, blocks, contiguous, empty, takes, vector_width
-from .norm_rows import GROUPS, LONG, group_of, held_derivative, held_forward, long_forward, row_jacobians
+from .norm_rows import GROUPS, LONG, group_of, held_derivative, held_forward, long_forward
 from .norm_streams import streamed_derivative, streamed_forward
 from .norm_sums import DEPTH, LANES, STAYING, column_sums, held_sums
 from .norm_sums import GROUPS as SUM_GROUPS
-from .softmax_rows import FILL, jacobian_lanes
+from .softmax_rows import FILL
 
 LONGEST = 2**22  # elements of a row: 32-bit places within it, and GRID_Z blocks across
 
@@ -117,17 +117,3 @@ def _column_partials(xp, kind, x, mean, r, dy):
     given = (x, r if mean is None else mean, r, dy, partial, rows, n, V, _wide(n, x, dy, partial))
     column_sums[x.dtype, kind](grid, THREADS, *given)
     return partial
-
-
-def jacobian(xp, kind, x, mean, r, w):
-    """dense (..., n, n); NotImplemented where x is too large for 32-bit places."""
-    if x.size > 2**31 - 1:
-        return NotImplemented
-    x, mean, r, w = contiguous(xp, x, mean, r, w)
-    n, W = x.shape[-1], vector_width(x.dtype)
-    out = empty(xp, (*x.shape, n), x.dtype)
-    lanes = 8 if n <= 8 * W else jacobian_lanes(x.dtype)[-1]
-    given = (x, r if mean is None else mean, r, x if w is None else w, out)
-    across = blocks(x.size * lanes, THREADS)
-    row_jacobians[x.dtype, kind, lanes](across, THREADS, *given, x.size // n, n, _wide(n, x, out), w is not None)
-    return out

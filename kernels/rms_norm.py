@@ -1,10 +1,10 @@
-"""rms_norm over the last axis, its derivatives, those of its weight, and its Jacobian.
+"""rms_norm over the last axis, its derivatives, and those of its weight.
 
     r = 1 / sqrt(mean x^2 + eps), h = x r, y = h w
-    dx = r (t - h mean(t h)), t = dy w      dw = sum of dy h over rows      J_ij = w_i r (delta_ij - h_i h_j / n)
+    dx = r (t - h mean(t h)), t = dy w      dw = sum of dy h over rows
 
 Access: rows in registers, each number read and written once (`norm_rows`, `norm_streams`); parameter gradients by
-blocks that stay, in the pass that writes dx (`norm_sums`). The Jacobian is written at the cost of its own size.
+blocks that stay, in the pass that writes dx (`norm_sums`).
 """
 
 from . import norms
@@ -32,10 +32,4 @@ def _jvp(xp, saved, dx, *, eps):
     return norms.derivative(xp, "rms_norm", "jvp", x, None, r, w, *dx)
 
 
-def _jacobian(xp, saved, *, eps):
-    """dense (..., D, D)."""
-    x, r, w = saved
-    return norms.jacobian(xp, "rms_norm", x, None, r, w) if norms.serves(x, w, statistics=(r,)) else NotImplemented
-
-
-rms_norm = Kernel(_forward, _vjp, _jvp, _jacobian)
+rms_norm = Kernel(_forward, _vjp, _jvp)

@@ -276,22 +276,3 @@ def turned(w: np.ndarray) -> np.ndarray | None:
     """wᵀ as a contiguous array of its own; None where an entry is not finite. w: (N, K), C-contiguous."""
     out, (bits, infinite) = np.empty(w.shape[::-1], w.dtype), _BITS[w.itemsize]
     return out if _turned(w, w.reshape(-1).view(bits.dtype), infinite, out) else None
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _outer(u, v, d, out):
-    for b in range(out.shape[0]):
-        for i in range(out.shape[1]):
-            x = u[b, i]
-            for j in range(out.shape[2]):
-                out[b, i, j] = x * v[b, j]
-        for i in range(d.shape[1]):
-            out[b, i, i] = d[b, i] + out[b, i, i]
-
-
-def outer(u: np.ndarray, v: np.ndarray, d: np.ndarray | None, out: np.ndarray) -> None:
-    """out[b] = u[b] v[b]ᵀ + diag(d[b]), each entry written once. The GIL is free meanwhile.
-
-    u: (B, N), v: (B, K), d: (B, N) with N = K, or None for 0; out: (B, N, K). All C-contiguous, of one dtype.
-    """
-    _outer(u, v, u[:, :0] if d is None else d, out)

@@ -1,14 +1,14 @@
-"""softmax, log_softmax and logsumexp over the last axis, their derivatives, and softmax's Jacobian.
+"""softmax, log_softmax and logsumexp over the last axis and their derivatives.
 
     m = max_j x_j, s = sum_j exp(x_j - m), p = exp(x - m) / s;   log_softmax = x - m - log s;   logsumexp = m + log s
-    softmax      dx = p (dy - sum_j dy_j p_j), dy likewise       J = diag(p) - p p^T
+    softmax      dx = p (dy - sum_j dy_j p_j), dy likewise
     log_softmax  dx = dy - p sum_j dy_j,       dy = dx - sum_j dx_j p_j
     logsumexp    dx = dy p,                    dy = sum_j dx_j p_j
 
 Access (kernels in `softmax_rows`): rows of up to 16,384 elements (float64 and rows that are not aligned: 512) are held
 in registers, so every number moves once; 8 or 32 lanes share a row, a block the long ones. Derivatives keep p in
 registers and walk the stack: 2V + 1 rows move for V cotangents. Rows that are longer still are walked twice (kernels in
-`softmax_streams`). The Jacobian is written once, at the cost of its own size.
+`softmax_streams`).
 A row that is all -inf has softmax 0, log_softmax -inf and logsumexp -inf.
 
 Masked and causal softmax (kernels in `softmax_masked_rows`) is softmax over what may be attended to, and 0 elsewhere;
@@ -26,10 +26,8 @@ from .softmax_rows import (
     held_rows,
     held_rows_derivative,
     holder,
-    jacobian_lanes,
     long_rows,
     long_rows_derivative,
-    outer_rows,
 )
 from .softmax_streams import far_streamed_rows, streamed_rows, streamed_rows_derivative
 
@@ -103,22 +101,7 @@ def _row_op(kind, jvp_kind):
             return NotImplemented
         return _derivative_of(xp, jvp_kind, y, None, dx[0], dx[0].shape)
 
-    return Kernel(forward, vjp, jvp, _jacobian if kind == "softmax" else None)
-
-
-def _jacobian(xp, saved, *, axis):
-    """dense (..., C, C) of softmax over the last axis."""
-    (y,) = saved
-    if not _serves(y, axis) or y.size > 2**31 - 1:
-        return NotImplemented
-    (y,) = contiguous(xp, y)
-    n = y.shape[-1]
-    out = empty(xp, (*y.shape, n), y.dtype)
-    W = vector_width(y.dtype)
-    lanes = 8 if n <= 8 * W else jacobian_lanes(y.dtype)[-1]
-    wide = aligned(y, out) and n % W == 0
-    outer_rows[y.dtype, lanes](blocks(y.size * lanes, THREADS), THREADS, y, out, y.size // n, n, wide)
-    return out
+    return Kernel(forward, vjp, jvp)
 
 
 def _logsumexp_forward(xp, x, *, axis, keepdims):
@@ -209,11 +192,7 @@ def _masked_jvp(xp, saved, dx, *, axis, causal):
     return _masked_derivative(xp, saved, dx[0], axis, causal)
 
 
-def _masked_jacobian(xp, saved, *, axis, causal):
-    return _jacobian(xp, saved, axis=axis)
-
-
-masked_softmax = Kernel(_masked_forward, _masked_vjp, _masked_jvp, _masked_jacobian)
+masked_softmax = Kernel(_masked_forward, _masked_vjp, _masked_jvp)
 softmax = _row_op("softmax", "softmax")
 log_softmax = _row_op("log_softmax", "log_softmax_jvp")
 logsumexp = Kernel(_logsumexp_forward, _logsumexp_vjp, _logsumexp_jvp)

@@ -24,12 +24,10 @@ from .intrinsics import (
     int64,
     math,
     pointer,
-    quotient,
     reductions,
     row_access,
-    tile_access,
 )
-from .launch import FLOATS, HALVES, cuda_kernel, vector_width
+from .launch import FLOATS, HALVES, cuda_kernel
 
 FORWARD = ("softmax", "log_softmax", "logsumexp")
 BACKWARD = ("softmax", "log_softmax", "log_softmax_jvp", "logsumexp", "logsumexp_jvp")
@@ -223,42 +221,6 @@ def held_rows_derivative(S, kind, L, R, access="either"):
 def long_rows_derivative(S, kind, L, R):
     """held_rows_derivative of aligned rows alone."""
     return held_rows_derivative.factory(S, kind, L, R, "wide")
-
-
-@cuda_kernel(
-    dtypes=FLOATS + HALVES,
-    variants=[(8,), (32,)],
-    without=lambda dtype, lanes: lanes not in jacobian_lanes(dtype),
-    vector=lambda *key: True,
-)
-def outer_rows(S, L):
-    """J[row, i, j] = p_i (delta_ij - p_j): a group of L lanes writes one row (row, i) of the Jacobian."""
-    T, W = arithmetic(S), vector_width(S)
-    load, store = tile_access(S, W)
-    get, _ = element_access(S)
-
-    def body(p: pointer(S), out: pointer(S), rows: int64, n: int32, wide: int32):
-        thread = int64(cuda.blockIdx.x) * int64(cuda.blockDim.x) + int64(cuda.threadIdx.x)
-        place, j = thread // L, int32(thread % L) * W
-        if place >= rows * n:
-            return
-        row = quotient(int32(place), n)
-        i = int32(place - row * n)
-        p_i = get(p, place)
-        tile = cuda.local.array(W, T)
-        while j < n:
-            load(p, int64(row) * n + j, int64(row) * n + n, tile, 0, wide)
-            for k in range(W):
-                tile[k] = p_i * ((T(1) if i == j + k else T(0)) - tile[k])
-            store(out, place * n + j, place * n + n, tile, 0, wide)
-            j += int32(L * W)
-
-    return body
-
-
-def jacobian_lanes(dtype):
-    """The numbers of lanes that may write a row of a Jacobian; 8 of float16 and bfloat16: whole lines of 128 bytes."""
-    return (8,) if str(dtype) in HALVES else (8, 32)
 
 
 @lru_cache(4096)

@@ -34,7 +34,8 @@ def blocks():
     square = {
         "identity": Identity(like, (B, N)),
         "diagonal": Diagonal(a(B, N)),
-        "softmax": DiagonalLowRank(a(B, N), a(B, N), a(B, N), 1),
+        "softmax": DiagonalLowRank(a(B, N), (a(B, N),), (a(B, N),), 1),
+        "norm": DiagonalLowRank(a(B, N), (a(B, N), a(B, N)), (a(B, N), a(B, N)), 1),
         "shared": SharedDense(a(N, N), (B,)),
         "shared scaled": SharedDense(a(N, N), (B,), a(B, N)),
         "dense": Dense(a(B, N, N)),

@@ -21,7 +21,7 @@ FUNCTIONS = {
     "sigmoid by hand": (lambda x: 1 / (1 + np.exp(-x)), ["diagonal"]),
     "x used twice": (lambda x: x * gl.sigmoid(x) + x, ["diagonal"]),
     "scaled by one row": (lambda x: np.tanh(x) * 3.0 + SCALE[0], ["diagonal"]),
-    "softmax of twice x, plus x": (lambda x: gl.softmax(2.0 * x) * 3.0 + x, ["diagonal - rank one"]),
+    "softmax of twice x, plus x": (lambda x: gl.softmax(2.0 * x) * 3.0 + x, ["diagonal - rank 1"]),
     "sum of two matrices": (lambda x: x @ SQUARE + x @ SQUARE.T, ["shared matrix"]),
     "matrix and x": (lambda x: x @ SQUARE + x, ["rules"]),
     "reshaped and back": (lambda x: np.tanh(x.reshape(-1, 2, 3)).reshape(-1, 6), ["diagonal", "identity"]),

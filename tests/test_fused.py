@@ -10,7 +10,7 @@ import pytest
 
 import gradlib as gl
 from gradlib.jacobian import execute, fused, known
-from gradlib.kernels import small_products
+from gradlib.kernels import row_loops, small_products
 
 RNG = np.random.default_rng(0)
 DTYPES = [np.float32, np.float64]
@@ -45,7 +45,8 @@ def network(widths, activations, dtype, rng=RNG):
 
     def f(x):
         for w, name in zip(ws, activations, strict=True):
-            x = gl.softmax(x @ w) if name == "softmax" else gl.linear(x, w, activation=name)
+            rows = {"softmax": gl.softmax, "layer_norm": gl.layer_norm, "rms_norm": gl.rms_norm}.get(name)
+            x = gl.linear(x, w, activation=name) if rows is None else rows(x @ w)
         return x
 
     return f, ws
@@ -67,15 +68,23 @@ def test_products_of_every_tile(stack, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_outer_products(dtype):
-    u, v, d = (RNG.standard_normal((4, n)).astype(dtype) for n in (5, 5, 5))
-    out = np.full((4, 5, 5), np.nan, dtype)
-    small_products.outer(u, v, d, out)
-    want = u[:, :, None] * v[:, None, :]
-    np.testing.assert_allclose(out, want + np.eye(5, dtype=dtype) * d[:, :, None], rtol=rounding(dtype))
-    wide, out = RNG.standard_normal((4, 9)).astype(dtype), np.empty((4, 5, 9), dtype)
-    small_products.outer(u, wide, None, out)
-    np.testing.assert_array_equal(out, u[:, :, None] * wide[:, None, :])
+@pytest.mark.parametrize("shape", [(4, 1, 5), (2, 3, 7), (3, 4, 1), (1, 2, 40)])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_rows(rank, shape, dtype):
+    B, R, C = shape
+    d, u, v = (RNG.standard_normal(s).astype(dtype) for s in (shape, (B, rank, R, C), (B, rank, R, C)))
+    want = np.zeros((B, R, C, R, C))
+    for r in range(R):
+        outer = np.einsum("bki,bkj->bij", u[:, :, r].astype(float), v[:, :, r])
+        want[:, r, :, r] = np.eye(C) * d[:, r, :, None] - outer
+    want = want.reshape(B, R * C, R * C)
+    out = np.full(want.shape, np.nan, dtype)
+    row_loops.write(d, u, v, out)
+    np.testing.assert_allclose(out, want, rtol=rounding(dtype), atol=4 * rounding(dtype))
+    m = RNG.standard_normal((B, 3, R * C)).astype(dtype)
+    y = np.full((B, 3, R, C), np.nan, dtype)
+    row_loops.apply(m.reshape(y.shape), d, v, u, y)
+    np.testing.assert_allclose(y.reshape(m.shape), m @ want, rtol=rounding(dtype), atol=4 * C * rounding(dtype))
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -84,7 +93,7 @@ def test_random_chains_agree_with_the_rule(seed, monkeypatch):
     dtype = DTYPES[seed % 2]
     depth, samples = int(rng.integers(1, 5)), int(rng.integers(1, 40))
     widths = [int(rng.integers(1, 70)) for _ in range(depth + 1)]
-    names = [rng.choice(["relu", "tanh", "silu", "softmax", None]) for _ in range(depth)]
+    names = [rng.choice(["relu", "tanh", "silu", "softmax", "layer_norm", "rms_norm", None]) for _ in range(depth)]
     f, _ = network(widths, names, dtype, rng)
     x = rng.standard_normal((samples, 2 * widths[0])).astype(dtype)[:, ::2]  # not contiguous
     for mode in ("auto", "rev", "fwd"):

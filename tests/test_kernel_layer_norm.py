@@ -177,17 +177,6 @@ def test_stacks_of_any_size(n, V):
     close(got, project(d.astype(float), h, r, "layer_norm") * w + h * dw[:, None] + db[:, None], "float32", 30)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 3, 8, 36, 64, 132])
-@pytest.mark.parametrize("kind", KERNELS)
-def test_jacobian(kind, n, dtype):
-    x, w, *_ = data(n, dtype, rows=(2,))
-    saved, (h, _, r) = saved_of(kind, x, w, dtype), rows_of(x, kind)
-    plain = project(np.broadcast_to(np.eye(n), (2, n, n)), h[:, None], r[:, None], kind)  # symmetric
-    close(call(KERNELS[kind].jacobian, saved, eps=EPS), w[:, None] * plain, dtype, 10)
-    close(call(KERNELS[kind].jacobian, (*saved[:-1], None), eps=EPS), plain, dtype, 10)
-
-
 EXTREME = {"float32": (1e30, 3e38, 1e-30, 1e19), "float64": (1e300, 1.7e308, 1e-300, 1e155)}
 
 
@@ -256,7 +245,6 @@ def test_what_is_left_to_the_rule():
     saved = saved_of("layer_norm", x, w, "float32")
     assert call(layer_norm.vjp, saved, d.astype(float), (True, True, True), eps=EPS) is NotImplemented
     assert call(layer_norm.jvp, saved, (d.astype(float), None, None), eps=EPS) is NotImplemented
-    assert call(layer_norm.jacobian, (x.astype("float16"), *saved[1:]), eps=EPS) is NotImplemented
 
 
 @pytest.mark.skipif(not SIMULATED, reason="compares NumPy arrays on both paths: needs the simulator")

@@ -80,14 +80,6 @@ def derivatives(x, d, dtype):
     assert call(kernels.softmax.vjp, (p,), d, (False,), axis=1) == (None,)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 3, 8, 33, 64])
-def test_jacobian(n, dtype):
-    p = reference(data(n, dtype)[0])[0].astype(dtype)
-    expected = np.eye(n) * p[..., None].astype(float) - p[..., None].astype(float) * p[..., None, :]
-    close(call(kernels.softmax.jacobian, (p,), axis=2), expected, dtype, scale=0.01)
-
-
 @pytest.mark.parametrize("n", [3, 40, 515, 1028])
 @pytest.mark.parametrize("V", [0, 1, 5])
 def test_stacks_of_any_size(n, V, schedule):

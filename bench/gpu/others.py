@@ -163,32 +163,71 @@ def jacobian_rows(a: Arrays, rows: np.ndarray) -> list[np.ndarray]:
     return [(d * (h1 > 0)[:, None, :]) @ a["w0"].T]
 
 
-def gradlib_softmax_jacobian(a: dict[str, Any]) -> Callable[[], Any]:
-    import gradlib as gl
+# Ops on rows, whose Jacobian is written down and not multiplied: each (rows, width, width).
+def gradlib_row_jacobian(name: str) -> Any:
+    def build(a: dict[str, Any]) -> Callable[[], Any]:
+        import gradlib as gl
 
-    jacobian = gl.batch_jacobian(gl.softmax)
-    return lambda: jacobian(a["x"])
+        f: Any = {"softmax": gl.softmax, "layer_norm": gl.layer_norm, "tanh": np.tanh}[name]
+        jacobian = gl.batch_jacobian(f)
+        return lambda: jacobian(a["x"])
 
-
-def torch_softmax_jacobian(a: dict[str, Any]) -> Callable[[], Any]:
-    import torch
-
-    jacobian = torch.func.vmap(torch.func.jacrev(lambda row: torch.softmax(row, -1)))
-    return lambda: jacobian(a["x"])
+    return build
 
 
-def jax_softmax_jacobian(a: dict[str, Any]) -> Callable[[], Any]:
-    import jax
+def torch_row_jacobian(name: str) -> Any:
+    def build(a: dict[str, Any]) -> Callable[[], Any]:
+        import torch
 
-    jacobian = jax.jit(jax.vmap(jax.jacrev(jax.nn.softmax)))
-    return lambda: jacobian(a["x"])
+        def layer_norm(row: Any) -> Any:
+            return torch.nn.functional.layer_norm(row, row.shape)
+
+        f: Any = {"softmax": lambda row: torch.softmax(row, -1), "layer_norm": layer_norm, "tanh": torch.tanh}[name]
+        jacobian = torch.func.vmap(torch.func.jacrev(f))
+        return lambda: jacobian(a["x"])
+
+    return build
 
 
-def softmax_jacobian_rows(a: Arrays, rows: np.ndarray) -> list[np.ndarray]:
+def jax_row_jacobian(name: str) -> Any:
+    def build(a: dict[str, Any]) -> Callable[[], Any]:
+        import jax
+
+        def layer_norm(row: Any) -> Any:
+            return (row - row.mean()) * jax.lax.rsqrt(row.var() + 1e-5)
+
+        f: Any = {"softmax": jax.nn.softmax, "layer_norm": layer_norm, "tanh": jax.numpy.tanh}[name]
+        jacobian = jax.jit(jax.vmap(jax.jacrev(f)))
+        return lambda: jacobian(a["x"])
+
+    return build
+
+
+def softmax_jacobians(a: Arrays, rows: np.ndarray) -> list[np.ndarray]:
     x = a["x"][rows]
     p = np.exp(x - x.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     return [p[:, :, None] * (np.eye(x.shape[1]) - p[:, None, :])]
+
+
+def layer_norm_jacobians(a: Arrays, rows: np.ndarray) -> list[np.ndarray]:
+    x = a["x"][rows].astype(float)
+    x -= x.mean(-1, keepdims=True)
+    r = 1 / np.sqrt((x * x).mean(-1) + 1e-5)
+    h, n = x * r[:, None], x.shape[1]
+    return [r[:, None, None] * (np.eye(n) - 1 / n - h[:, :, None] * h[:, None, :] / n)]
+
+
+def tanh_jacobians(a: Arrays, rows: np.ndarray) -> list[np.ndarray]:
+    return [np.eye(a["x"].shape[1]) * (1 - np.tanh(a["x"][rows]) ** 2)[:, None, :]]
+
+
+def row_jacobian_case(name: str, reference: Any) -> Case:
+    contenders = {"gradlib": gradlib_row_jacobian, "torch": torch_row_jacobian, "jax": jax_row_jacobian}
+    return Case(
+        f"{name} Jacobian 256 x 512", "Jacobian", logits_of, {k: make(name) for k, make in contenders.items()},
+        reference, {"rows": 256, "width": 512}, {"rows": 3, "width": 5}, lambda a: 4 * a["x"].size * a["x"].shape[1],
+    )  # fmt: skip
 
 
 def logits_of(rng: np.random.Generator, rows: int, width: int) -> Arrays:
@@ -315,10 +354,9 @@ CASES = [
          {"gradlib": gradlib_scatter, "torch": torch_scatter, "jax": jax_scatter}, scattered,
          {"ids": 1 << 18, "vocabulary": 50_000, "width": 1024}, {"ids": 7, "vocabulary": 5, "width": 4},
          lambda a: a["dy"].nbytes + a["table"].nbytes),
-    Case("softmax Jacobian 256 x 512", "Jacobian", logits_of,
-         {"gradlib": gradlib_softmax_jacobian, "torch": torch_softmax_jacobian, "jax": jax_softmax_jacobian},
-         softmax_jacobian_rows, {"rows": 256, "width": 512}, {"rows": 3, "width": 5},
-         lambda a: 4 * a["x"].size * a["x"].shape[1]),
+    row_jacobian_case("softmax", softmax_jacobians),
+    row_jacobian_case("layer_norm", layer_norm_jacobians),
+    row_jacobian_case("tanh", tanh_jacobians),
     Case("Jacobian of 100-64-32-10, B = 8192", "Jacobian", network,
          {"gradlib": gradlib_jacobian(False), "gradlib captured": gradlib_jacobian(True),
           "torch": torch_jacobian(False), "torch compiled": torch_jacobian(True), "jax": jax_jacobian},

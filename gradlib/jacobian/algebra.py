@@ -1,7 +1,7 @@
 """Products, sums and transposes of blocks. They keep structure where a pair has a rule, and else stay unevaluated.
 
     diag(a) diag(b) = diag(ab)                     diag(a) + diag(b) = diag(a + b)
-    diag(a) (diag(d) - u vᵀ) = diag(ad) - (au) vᵀ   (diag(d) - u vᵀ) diag(a) = diag(da) - u (va)ᵀ
+    diag(a) (diag(d) - U Vᵀ) = diag(ad) - (aU) Vᵀ   (diag(d) - U Vᵀ) diag(a) = diag(da) - U (aV)ᵀ
     diag(a) (diag(d) Wᵀ) = diag(ad) Wᵀ              W₂ᵀ W₁ᵀ = (W₁ W₂)ᵀ, one matrix for all samples
 
 A rule is found by the classes of its two blocks; nothing is multiplied by an identity.
@@ -119,13 +119,17 @@ def _gradient_sum(a: RowGradient, b: RowGradient) -> Block | None:
 
 
 def _low_rank_scaled(a: Diagonal, b: DiagonalLowRank) -> Block:
-    return DiagonalLowRank(a.d * b.d, a.d * b.u, b.v, b.axis)
+    return DiagonalLowRank(a.d * b.d, tuple([a.d * u for u in b.u]), b.v, b.axis)
+
+
+def _low_rank_of_scaled(a: DiagonalLowRank, b: Diagonal) -> Block:
+    return DiagonalLowRank(a.d * b.d, a.u, tuple([v * b.d for v in a.v]), a.axis)
 
 
 _PRODUCTS: dict[tuple[type, type], Callable[[Any, Any], Block | None]] = {
     (Diagonal, Diagonal): lambda a, b: Diagonal(a.d * b.d),
     (Diagonal, DiagonalLowRank): _low_rank_scaled,
-    (DiagonalLowRank, Diagonal): lambda a, b: DiagonalLowRank(a.d * b.d, a.u, a.v * b.d, a.axis),
+    (DiagonalLowRank, Diagonal): _low_rank_of_scaled,
     (Diagonal, Shared): lambda a, b: Shared(b.w, b.x_shape[:-1], _times(b.d, a.d)),
     (Shared, Shared): _shared_after_shared,
     (Diagonal, Dense): lambda a, b: Dense(a.d[..., None] * b.m),

@@ -119,15 +119,21 @@ class Diagonal(Block):
 
 
 class DiagonalLowRank(Block):
-    """diag(d) - u vᵀ along `axis`, each row its own: softmax (d = u = v = y). d, u, v have the shape of x."""
+    """diag(d) - Σₖ uₖ vₖᵀ along `axis`, each row its own: softmax (d = u = v = y), norms. d, uₖ, vₖ have x's shape.
 
-    def __init__(self, d: Any, u: Any, v: Any, axis: int) -> None:
+    u, v: as many arrays each as the rank of the second part.
+    """
+
+    def __init__(self, d: Any, u: tuple[Any, ...], v: tuple[Any, ...], axis: int) -> None:
         self.d, self.u, self.v, self.axis = d, u, v, axis
-        self.like = u
-        self.x_shape = self.y_shape = u.shape
+        self.like = d
+        self.x_shape = self.y_shape = d.shape
 
-    def _apply(self, s: Any, left: Any, right: Any) -> Any:
-        return s * self.d - left * (s * right).sum(axis=self.axis + 1, keepdims=True)
+    def _apply(self, s: Any, left: tuple[Any, ...], right: tuple[Any, ...]) -> Any:
+        y = s * self.d
+        for a, b in zip(left, right, strict=True):
+            y = y - a * (s * b).sum(axis=self.axis + 1, keepdims=True)
+        return y
 
     def vjp(self, dy: Any) -> Any:
         return self._apply(dy, self.v, self.u)

@@ -1,4 +1,5 @@
-"""Small layers multiplied by the compiled loop of ``gradlib.kernels.small_products`` instead of by NumPy and BLAS.
+"""Small layers multiplied by the compiled loop of ``gradlib.kernels.small_products`` instead of by NumPy and BLAS, and
+Jacobians of rows by those of ``row_loops``.
 
 The NumPy rule of ``chain.LinearSegment`` stays the specification; results agree to rounding. A column that is zero in
 all rows of a sample is left out, as half of them are behind a ReLU. That is exact, because matrices with an inf or nan
@@ -92,17 +93,32 @@ def _loop(m: Any, factors: list[tuple[Any, Any]], out: Any) -> Any:
 
 
 class LoopRowSegment(RowSegment):
-    """A RowSegment whose Jacobian is written down by the loop, each entry once."""
+    """A RowSegment by the loops of ``gradlib.kernels.row_loops``: each entry is read and written once."""
 
     def __init__(self, plain: RowSegment) -> None:
         self.__dict__.update(plain.__dict__)
 
     def dense(self, at: slice, like: Any, out: Any = None) -> Any:
-        block, dtype = self.block, like.dtype
+        d, u, v = self._parts(at, like.dtype, self.block.u, self.block.v)
         if out is None or not out.flags.c_contiguous:
-            out = np.empty((len(block.u[at]), self.n_in, self.n_in), dtype)
-        _loops().outer(-block.u[at], *(np.ascontiguousarray(a[at], dtype) for a in (block.v, block.d)), out)
+            out = np.empty((len(d), self.n_in, self.n_in), like.dtype)
+        _row_loops().write(d, u, v, out)
         return out
+
+    def _apply(self, m: Any, at: slice, left: tuple, right: tuple, out: Any) -> Any:
+        d, p, q = self._parts(at, m.dtype, left, right)
+        rows = np.ascontiguousarray(m).reshape((*m.shape[:2], *d.shape[1:]))
+        if out is None or not out.flags.c_contiguous:
+            out = np.empty(m.shape, m.dtype)
+        _row_loops().apply(rows, d, p, q, out.reshape(rows.shape))
+        return out
+
+    def _parts(self, at: slice, dtype: Any, u: tuple, v: tuple) -> list[Any]:
+        """d (B, R, C), u and v (B, K, R, C), of the samples `at`."""
+        d = np.ascontiguousarray(self.block.d[at], dtype)
+        factors = [np.stack([a[at] for a in arrays], 1, dtype=dtype) for arrays in (u, v)]
+        rows = (d[0].size // d.shape[-1], d.shape[-1])
+        return [d.reshape((len(d), *rows)), *[a.reshape((*a.shape[:2], *rows)) for a in factors]]
 
 
 def _scale(d: Any, at: slice, n: int, dtype: Any) -> np.ndarray:
@@ -118,6 +134,13 @@ def _loops() -> Any:
     from ..kernels import small_products
 
     return small_products
+
+
+@cache
+def _row_loops() -> Any:
+    from ..kernels import row_loops
+
+    return row_loops
 
 
 @lru_cache
@@ -143,6 +166,6 @@ def _looped(s: Segment, dtype: Any) -> Segment:
         return s
     if isinstance(s, LinearSegment) and s.rows == 1 and s.w.dtype == dtype and s.w.size <= LARGEST:
         return LoopSegment(s)
-    if isinstance(s, RowSegment) and len(s.x) == 1 and s.block.u.dtype == dtype:
+    if isinstance(s, RowSegment) and s.last and s.n_in and s.block.d.dtype == dtype:
         return LoopRowSegment(s)
     return s

@@ -12,26 +12,18 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .. import tree
 from ..capture import recorded
-from ..device import SIMULATING
 from ..ops.activations import ACTIVATIONS
 from ..trace import Node, Traced, module_of, raw
 from .chain import between
+from .low_rank import on_gpu
 from .segments import DiagonalSegment, LinearSegment, Segment
 
 if TYPE_CHECKING:
     from .batched import Batched
 
 WORSE = 2.0  # so many times the multiplications may be that another order would need
-
-
-def on_gpu(x: Any) -> bool:
-    """Whether kernels take arrays like x."""
-    xp = module_of(x)
-    return SIMULATING.get() if xp is np else xp.__name__ == "cupy"
 
 
 def chain_in_one_launch(segments: Sequence[Segment], like: Any, at: slice, out: Any, mode: str) -> bool:

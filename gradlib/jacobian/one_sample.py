@@ -76,5 +76,6 @@ def _lifted(block: Block) -> Segment | None:
         d = None if block.d is None else block.d[None]
         return LinearSegment(SharedDense(block.w, (1, *block.x_shape[:-1]), d))
     if isinstance(block, DiagonalLowRank):
-        return RowSegment(DiagonalLowRank(block.d[None], block.u[None], block.v[None], block.axis + 1))
+        u, v = (tuple([a[None] for a in arrays]) for arrays in (block.u, block.v))
+        return RowSegment(DiagonalLowRank(block.d[None], u, v, block.axis + 1))
     return None

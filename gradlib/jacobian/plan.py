@@ -46,7 +46,7 @@ def link(segment: Segment) -> Link:
         dense = float(x) if s.rows == 1 else None
     elif isinstance(s, RowSegment):
         back = ahead = 2.0 * x
-        dense = float(x) if len(s.x) == 1 else None
+        dense = float(x) if s.last else None
     elif isinstance(s, RuleSegment):
         flops, back, ahead = _rules(s)
         dense_flops = flops * y

@@ -16,6 +16,7 @@ from ..op import Unit
 from ..sweep import accumulate, call_vjp, take_cotangent
 from ..trace import Node, module_of
 from .blocks import Diagonal, DiagonalLowRank, Gather, Identity, SharedDense
+from .low_rank import apply_rows, write_rows
 
 if TYPE_CHECKING:
     from .batched import Batched
@@ -95,9 +96,7 @@ class DiagonalSegment(Segment):
         d = self.d[at]
         if out is None:
             out = module_of(like).empty((d.shape[0], self.n_in, self.n_in), like.dtype)
-        out[...] = 0
-        steps = module_of(like).arange(self.n_in)
-        out[:, steps, steps] = d
+        write_rows(d, (), (), out)
         return out
 
     dense_ahead = dense
@@ -227,23 +226,17 @@ class LinearSegment(Segment):
 
 
 class RowSegment(Segment):
-    """softmax and its kin: diag(d) - u vᵀ along the last axis."""
-
-    kind = "diagonal - rank one"
+    """softmax, the norms and their kin: diag(d) - Σₖ uₖ vₖᵀ along one axis."""
 
     def __init__(self, block: DiagonalLowRank) -> None:
         super().__init__(block.x_shape[1:], block.y_shape[1:])
         self.block = block
+        self.kind = f"diagonal - rank {len(block.u)}"
+        self.last = block.axis == len(self.x)  # the entries of a row are neighbours
 
-    def _apply(self, m: Any, at: slice, left: Any, right: Any, out: Any) -> Any:
-        b, v = m.shape[:2]
-        m, axis = m.reshape((b, v, *self.x)), self.block.axis + 1
-        dot = (m * right[at, None]).sum(axis=axis, keepdims=True)
-        y = (m * self.block.d[at, None] - left[at, None] * dot).reshape((b, v, self.n_in))
-        if out is None:
-            return y
-        out[...] = y
-        return out
+    def _apply(self, m: Any, at: slice, left: tuple, right: tuple, out: Any) -> Any:
+        p, q = ([a[at] for a in arrays] for arrays in (left, right))
+        return apply_rows(m, self.block.d[at], p, q, self.block.axis, out)
 
     def back(self, m: Any, at: slice, out: Any = None) -> Any:
         return self._apply(m, at, self.block.v, self.block.u, out)
@@ -252,17 +245,17 @@ class RowSegment(Segment):
         return self._apply(m, at, self.block.u, self.block.v, out)
 
     def dense(self, at: slice, like: Any, out: Any = None) -> Any:
-        if len(self.x) != 1:
+        if not self.last:
             return super().dense(at, like)
-        xp, n = module_of(like), self.n_in
-        u, v = self.block.u[at], self.block.v[at]
-        out = xp.multiply(-u[:, :, None], v[:, None, :], out=out)
-        steps = xp.arange(n)
-        out[:, steps, steps] += self.block.d[at]
+        if out is None:
+            samples = len(range(*at.indices(self.block.d.shape[0])))
+            out = module_of(like).empty((samples, self.n_in, self.n_in), like.dtype)
+        block = self.block
+        write_rows(block.d[at], [u[at] for u in block.u], [v[at] for v in block.v], out)
         return out
 
     def dense_flops(self) -> float:
-        return super().dense_flops() if len(self.x) != 1 else float(self.n_in * self.n_in)
+        return float(len(self.block.u) * self.n_in * self.n_in) if self.last else super().dense_flops()
 
     def arrays(self) -> tuple:
         return self.block.d, self.block.u, self.block.v
@@ -272,7 +265,7 @@ class RowSegment(Segment):
         return replaced(self, block=DiagonalLowRank(d, u, v, self.block.axis))
 
     def flops(self) -> float:
-        return 5.0 * self.n_in
+        return (1.0 + 4.0 * len(self.block.u)) * self.n_in
 
 
 class RuleSegment(Segment):

@@ -196,7 +196,7 @@ def _base_rows(base: Step, segments: Sequence[Segment], like: Any, at: slice, ro
     if base.do == "write" and isinstance(segment, LinearSegment) and segment.rows == 1:
         return lambda r: _linear_rows(segment, like, at, r)
     if base.do == "write" and isinstance(segment, RowSegment) and len(segment.x) == 1:
-        return lambda r: _softmax_rows(segment, like, at, r)
+        return lambda r: _low_rank_rows(segment, like, at, r)
 
     def units(r: slice) -> Any:
         n = segment.n_out if base.do == "write" else segment.n_in
@@ -216,10 +216,11 @@ def _linear_rows(segment: LinearSegment, like: Any, at: slice, r: slice) -> Any:
     return w * segment.d[at, r, None]
 
 
-def _softmax_rows(segment: RowSegment, like: Any, at: slice, r: slice) -> Any:
-    """Rows of diag(d) - u vᵀ."""
+def _low_rank_rows(segment: RowSegment, like: Any, at: slice, r: slice) -> Any:
+    """Rows of diag(d) - Σₖ uₖ vₖᵀ."""
     block, steps = segment.block, module_of(like).arange(r.stop - r.start)
-    m = -block.u[at, r, None] * block.v[at, None, :]
+    m, *others = [u[at, r, None] * v[at, None, :] for u, v in zip(block.u, block.v, strict=True)]
+    m = -sum(others, m)
     m[:, steps, steps + r.start] += block.d[at, r]
     return m
 

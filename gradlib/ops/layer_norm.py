@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..jacobian.blocks import ByRules
+from ..jacobian.blocks import DiagonalLowRank
 from ..op import Op
 from ..precision import narrow, wide
 from .norm_rows import (
@@ -26,6 +26,7 @@ from .norm_rows import (
     pulled_each,
     pushed,
     result_dtype,
+    row_scale,
     scaled,
     statistics,
 )
@@ -65,12 +66,8 @@ def _block(xp: Any, saved: tuple, i: int, *, eps: float) -> Any:
     xhat = _xhat(saved)
     if i:
         return parameter_block(x, xhat, i)
-    return ByRules(
-        x,
-        (x.shape, x.shape),
-        lambda dy: pulled(xp, xhat, r, w, dy, (True,), True)[0],
-        lambda dx: pushed(xp, xhat, r, w, (dx,), True),
-    )
+    d, n = row_scale(xp, x, r, w), x.shape[-1]
+    return DiagonalLowRank(d, (d, d * xhat), (xp.full(x.shape, 1 / n, d.dtype), xhat / n), x.ndim - 1)
 
 
 _layer_norm = Op(

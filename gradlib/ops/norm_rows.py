@@ -129,6 +129,11 @@ def pulled_each(xp: Any, xhat: Any, dy: Any, need: tuple, axis: int) -> tuple:
     return (None, dw, db)[: len(need)]
 
 
+def row_scale(xp: Any, x: Any, r: Any, w: Any) -> Any:
+    """r w for every entry of x, in the working dtype: the diagonal of the rows' Jacobians."""
+    return xp.broadcast_to(r, x.shape) if w is None else r * wide(w)
+
+
 def parameter_block(x: Any, xhat: Any, i: int) -> RepeatedDiagonal:
     """∂y_nj/∂w_k = x̂_nj δ_jk and ∂y_nj/∂b_k = δ_jk."""
     return RepeatedDiagonal(x, x.shape, xhat if i == 1 else None)

@@ -25,6 +25,7 @@ from .norm_rows import (
     pulled_each,
     pushed,
     result_dtype,
+    row_scale,
     scaled,
     statistics,
 )
@@ -64,8 +65,8 @@ def _block(xp: Any, saved: tuple, i: int, *, eps: float) -> Any:
     xhat = _xhat(saved)
     if i:
         return parameter_block(x, xhat, i)
-    d = xp.broadcast_to(r, x.shape) if w is None else r * w
-    return DiagonalLowRank(d, d * xhat, xhat / x.shape[-1], x.ndim - 1)
+    d = row_scale(xp, x, r, w)
+    return DiagonalLowRank(d, (d * xhat,), (xhat / x.shape[-1],), x.ndim - 1)
 
 
 _rms_norm = Op(

@@ -76,7 +76,7 @@ def _softmax_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int) -> Any:
 
 
 def _softmax_block(xp: Any, saved: tuple, i: int, *, axis: int) -> Any:
-    return DiagonalLowRank(saved[0], saved[0], saved[0], axis)
+    return DiagonalLowRank(saved[0], saved[:1], saved[:1], axis)
 
 
 def attended(xp: Any, shape: tuple[int, ...], mask: Any, causal: bool) -> Any:
@@ -135,7 +135,7 @@ def _log_softmax_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: int) -> Any:
 
 def _log_softmax_block(xp: Any, saved: tuple, i: int, *, axis: int) -> Any:
     one = xp.ones(saved[0].shape, saved[0].dtype)
-    return DiagonalLowRank(one, one, xp.exp(saved[0]), axis)
+    return DiagonalLowRank(one, (one,), (xp.exp(saved[0]),), axis)
 
 
 def _logsumexp_forward(xp: Any, x: Any, *, axis: int, keepdims: bool) -> tuple:
