@@ -217,7 +217,8 @@ def test_info_names_versions_and_what_is_missing(capsys, monkeypatch):
     assert 'pip install "gradlib[text]"' in shown and 'pip install "gradlib[sim]"' in shown
 
 
-ROW = {"arch": "sm_90"} | dict.fromkeys(kernels.COLUMNS[2:], 0) | {"registers": 20, "vector_loads": 4}
+ZERO = {"arch": "sm_90", "dtype": "float32"} | dict.fromkeys(kernels.COLUMNS[2:], 0)
+ROW = ZERO | {"registers": 20, "vector_loads": 4}
 
 
 @pytest.mark.parametrize("faults", [[], ["relu-float32 sm_90: 99 registers"]])
@@ -231,7 +232,7 @@ def test_kernels_prints_rows_and_fails_with_the_gate(monkeypatch, capsys, faults
 
     def inspect_all(archs, only=""):
         asked.update(archs=archs, only=only)
-        return [ROW | {"name": "relu-float32"}]
+        return [ROW | {"name": "relu-float32", "instructions": 9, "load_bytes": 8, "store_bytes": 4}]
 
     monkeypatch.setattr(inspection, "inspect_all", inspect_all)
     monkeypatch.setattr(inspection, "gate", lambda rows: faults)
@@ -239,7 +240,7 @@ def test_kernels_prints_rows_and_fails_with_the_gate(monkeypatch, capsys, faults
     shown = capsys.readouterr()
     assert asked == {"archs": ("sm_90",), "only": "relu"}
     assert shown.out.splitlines()[0].split() == list(kernels.COLUMNS)
-    assert shown.out.splitlines()[1].split() == ["relu-float32", "sm_90", "20", *"00000", "4", "0"]
+    assert " ".join(shown.out.splitlines()[1].split()) == "relu-float32 sm_90 20 0 0 9 3.0 8 4 4 0"
     assert ("99 registers" in shown.err) == bool(faults)
     assert main(["kernels", "--json"]) == (1 if faults else 0)
     assert json.loads(capsys.readouterr().out)[0]["name"] == "relu-float32"

@@ -14,6 +14,7 @@ COLUMNS = (
     "spill_bytes",
     "shared_bytes",
     "instructions",
+    "per_element",
     "load_bytes",
     "store_bytes",
     "vector_loads",
@@ -34,6 +35,7 @@ def kernels(arguments: Namespace) -> int:
     if arguments.record and (arguments.only or arguments.arch):
         raise ValueError("--record takes all kernels on all architectures: leave out --only and --arch")
     rows = inspect_all(tuple(arguments.arch or ARCHITECTURES), only=arguments.only)
+    rows = [row | {"per_element": round(ratchet.per_element(row), 1)} for row in rows]
     if not rows:
         raise ValueError(f"no kernel matches {arguments.only!r}")
     print(json.dumps(rows, indent=1) if arguments.json else _table(rows))
