@@ -148,7 +148,7 @@ def applied_rows(S, rank, L):
 def write(xp, d, u, v, out):
     """Write J into out (B, N, N); d, and each of u and v (tuples of up to two), of shape (B, *rows, C).
 
-    NotImplemented where out is not contiguous or too large for 32-bit places.
+    NotImplemented for more factors, other dtypes, and where out is not contiguous or too large for 32-bit places.
     """
     if len(u) not in RANKS or not takes(out, dtypes=FLOATS + HALVES):
         return NotImplemented
@@ -168,7 +168,7 @@ def write(xp, d, u, v, out):
 def apply(xp, m, d, left, right, out=None):
     """m d - Σₖ leftₖ (m · rightₖ) of a stack m (B, V, N), into `out` where one is given; d and the factors as above.
 
-    NotImplemented for more than two factors or more than 2**31 - 1 rows.
+    NotImplemented for more than two factors, other dtypes, and more than 2**31 - 1 rows.
     """
     if len(left) not in RANKS[1:] or not takes(m, dtypes=FLOATS + HALVES) or not d.size:
         return NotImplemented

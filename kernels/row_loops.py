@@ -12,23 +12,25 @@ loop = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "c
 
 @loop
 def write(d: np.ndarray, u: np.ndarray, v: np.ndarray, out: np.ndarray) -> None:
-    """The Jacobians themselves into out (B, R * C, R * C), a row at a time: each entry goes to memory once."""
+    """The Jacobians themselves into out (B, R, C, R, C), a row at a time, which stays in the cache."""
     samples, rows, n = d.shape
     for b in range(samples):
+        if rows > 1:
+            out[b] = 0
         for r in range(rows):
-            first = r * n
             for i in range(n):
-                row = out[b, first + i]
-                row[:first] = 0
-                row[first + n :] = 0
-                own, x = row[first : first + n], -u[b, 0, r, i]
+                x = -u[b, 0, r, i]
                 for j in range(n):
-                    own[j] = x * v[b, 0, r, j]
+                    out[b, r, i, r, j] = x * v[b, 0, r, j]
                 for k in range(1, u.shape[1]):
                     x = u[b, k, r, i]
                     for j in range(n):
-                        own[j] -= x * v[b, k, r, j]
-                own[i] += d[b, r, i]
+                        out[b, r, i, r, j] -= x * v[b, k, r, j]
+            for i in range(n):
+                x = d[b, r, i]
+                for k in range(u.shape[1]):
+                    x -= u[b, k, r, i] * v[b, k, r, i]
+                out[b, r, i, r, i] = x
 
 
 @loop

@@ -84,6 +84,10 @@ BATCHED = {
     "one sample": (net(layers(400, 600, 700)), rows(1, 400)),
     "large matrices": (net(layers(300, 270, 300)), rows(20, 300)),
     "softmax": (gl.softmax, rows(20, 400)),
+    "softmax of several rows": (gl.softmax, rows(10, 20, 20)),
+    "layer_norm": (gl.layer_norm, rows(20, 400)),
+    "layer_norm within": (lambda x: gl.layer_norm(x @ SQUARES[0]) @ SQUARES[1], rows(100, 80)),
+    "elementwise": (np.tanh, rows(10, 400)),
     "log_softmax of a product": (lambda x: gl.log_softmax(x @ SQUARES[0]), rows(100, 80)),
     "residual": (residual, rows(100, 80)),
     "branching": (branching, rows(100, 80)),
@@ -140,6 +144,14 @@ def test_without_a_budget_a_whole_jacobian_stays_within_a_share_of_its_result(f,
 @cases(BATCHED)
 def test_a_budget_bounds_a_batch(f, args, max_bytes, mode):
     check(*measured(gl.batch_jacobian, f, args, mode=mode, max_bytes=max_bytes), limit=max_bytes)
+
+
+@pytest.mark.parametrize("max_bytes", [None, 700_000])
+@pytest.mark.parametrize("f", [gl.softmax, gl.layer_norm, np.tanh])
+def test_a_budget_bounds_what_float16_needs(f, max_bytes):
+    x = (rows(4, 1000)[0].astype("float16"),)
+    plan, peak, _ = measured(gl.batch_jacobian, f, x, max_bytes=max_bytes)
+    assert peak <= plan.peak + BESIDE and plan.peak <= plan.limit
 
 
 @pytest.mark.parametrize("max_bytes", [9_000_000, 3_000_000])

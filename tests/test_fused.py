@@ -79,7 +79,7 @@ def test_rows(rank, shape, dtype):
         want[:, r, :, r] = np.eye(C) * d[:, r, :, None] - outer
     want = want.reshape(B, R * C, R * C)
     out = np.full(want.shape, np.nan, dtype)
-    row_loops.write(d, u, v, out)
+    row_loops.write(d, u, v, out.reshape(B, R, C, R, C))
     np.testing.assert_allclose(out, want, rtol=rounding(dtype), atol=4 * rounding(dtype))
     m = RNG.standard_normal((B, 3, R * C)).astype(dtype)
     y = np.full((B, 3, R, C), np.nan, dtype)

@@ -31,7 +31,7 @@ from .one_launch import chain_in_one_launch, network_in_one_launch
 from .plan import links_of
 from .samples import pull_samples, push_samples, sample_units
 from .segments import Segment
-from .stream import Schedule, carry_out, held_bytes, schedule
+from .stream import Schedule, carry_out, held_bytes, schedule, working_bytes
 from .sweeps import Sweep, choose, chunks, parts, spans
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ class BatchedWork(Work):
 
     def _schedule(self, samples: int, limit: int) -> Schedule:
         _, dtype, xp = self.specs[0]
-        held = held_bytes(self.segments or ())
+        held = held_bytes(self.segments or (), self.call.trace, dtype)
         limits = (limit - held, *((PIECE, CACHE) if xp is np else (limit, limit)))
-        plan = schedule(self.links, dtype.itemsize, self.mode, samples, limits, self.budget.chunk_size)
+        plan = schedule(self.links, working_bytes(dtype), self.mode, samples, limits, self.budget.chunk_size)
         plan = plan._replace(peak=plan.peak + held)
         count = "one sample" if plan.samples == 1 else f"{plan.samples} samples"
         beside = f", beside the diagonals of all {self.call.samples}," if held else ""

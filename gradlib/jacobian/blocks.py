@@ -19,6 +19,7 @@ from math import prod
 from typing import Any
 
 from ..device import array_module
+from ..precision import narrow, wide
 
 
 class Block:
@@ -130,10 +131,11 @@ class DiagonalLowRank(Block):
         self.x_shape = self.y_shape = d.shape
 
     def _apply(self, s: Any, left: tuple[Any, ...], right: tuple[Any, ...]) -> Any:
-        y = s * self.d
+        stack = wide(s)
+        y = stack * wide(self.d)
         for a, b in zip(left, right, strict=True):
-            y = y - a * (s * b).sum(axis=self.axis + 1, keepdims=True)
-        return y
+            y = y - wide(a) * (stack * wide(b)).sum(axis=self.axis + 1, keepdims=True)
+        return narrow(y, s.dtype)
 
     def vjp(self, dy: Any) -> Any:
         return self._apply(dy, self.v, self.u)

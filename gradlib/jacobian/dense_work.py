@@ -27,7 +27,7 @@ from .function import CACHE, Work, is_concrete
 from .one_sample import one_sample_chain
 from .plan import links_of
 from .segments import Segment
-from .stream import Schedule, carry_out, held_bytes, schedule
+from .stream import Schedule, carry_out, held_bytes, schedule, working_bytes
 from .sweeps import Sweep, choose, chunks, parts
 
 SMALL, WORTHWHILE = 3e-4, 0.8  # seconds of a sweep from which a chain is looked for, and its share that pays
@@ -112,9 +112,9 @@ class DenseWork(Work):
         if (self.mode == "auto" and least < SMALL) or not self.segments:
             return None
         _, dtype, xp = self.specs[0]
-        held, chunk = held_bytes(self.segments), self.budget.chunk_size
+        held, chunk = held_bytes(self.segments, self.inside.trace, dtype), self.budget.chunk_size
         limits = (limit - held, *((PIECE, CACHE) if xp is np else (limit, limit)))
-        plan = schedule(links_of(self.segments), dtype.itemsize, self.mode, 1, limits, chunk)
+        plan = schedule(links_of(self.segments), working_bytes(dtype), self.mode, 1, limits, chunk)
         plan = plan._replace(peak=plan.peak + held)
         return plan if plan.peak <= limit and plan.step.cost < WORTHWHILE * least else None
 

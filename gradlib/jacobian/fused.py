@@ -93,16 +93,16 @@ def _loop(m: Any, factors: list[tuple[Any, Any]], out: Any) -> Any:
 
 
 class LoopRowSegment(RowSegment):
-    """A RowSegment by the loops of ``gradlib.kernels.row_loops``: each entry is read and written once."""
+    """A RowSegment by the loops of ``gradlib.kernels.row_loops``, a row at a time, which stays in the cache."""
 
     def __init__(self, plain: RowSegment) -> None:
         self.__dict__.update(plain.__dict__)
 
-    def dense(self, at: slice, like: Any, out: Any = None) -> Any:
-        d, u, v = self._parts(at, like.dtype, self.block.u, self.block.v)
+    def _written(self, at: slice, like: Any, u: tuple, v: tuple, out: Any) -> Any:
+        d, p, q = self._parts(at, like.dtype, u, v)
         if out is None or not out.flags.c_contiguous:
             out = np.empty((len(d), self.n_in, self.n_in), like.dtype)
-        _row_loops().write(d, u, v, out)
+        _row_loops().write(d, p, q, out.reshape(d.shape + d.shape[1:]))
         return out
 
     def _apply(self, m: Any, at: slice, left: tuple, right: tuple, out: Any) -> Any:
@@ -116,9 +116,14 @@ class LoopRowSegment(RowSegment):
     def _parts(self, at: slice, dtype: Any, u: tuple, v: tuple) -> list[Any]:
         """d (B, R, C), u and v (B, K, R, C), of the samples `at`."""
         d = np.ascontiguousarray(self.block.d[at], dtype)
-        factors = [np.stack([a[at] for a in arrays], 1, dtype=dtype) for arrays in (u, v)]
-        rows = (d[0].size // d.shape[-1], d.shape[-1])
-        return [d.reshape((len(d), *rows)), *[a.reshape((*a.shape[:2], *rows)) for a in factors]]
+        shape = (len(d), d[0].size // d.shape[-1], d.shape[-1])
+        p, q = (
+            np.stack([a[at] for a in arrays], 1, dtype=dtype)
+            if len(arrays) > 1
+            else np.ascontiguousarray(arrays[0][at], dtype)  # quicker
+            for arrays in (u, v)
+        )
+        return [d.reshape(shape), *[a.reshape((shape[0], -1, *shape[1:])) for a in (p, q)]]
 
 
 def _scale(d: Any, at: slice, n: int, dtype: Any) -> np.ndarray:
@@ -166,6 +171,6 @@ def _looped(s: Segment, dtype: Any) -> Segment:
         return s
     if isinstance(s, LinearSegment) and s.rows == 1 and s.w.dtype == dtype and s.w.size <= LARGEST:
         return LoopSegment(s)
-    if isinstance(s, RowSegment) and s.last and s.n_in and s.block.d.dtype == dtype:
+    if isinstance(s, RowSegment) and s.last and s.n_in and s.block.d.dtype in TYPES:
         return LoopRowSegment(s)
     return s

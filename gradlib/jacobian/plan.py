@@ -40,7 +40,7 @@ def link(segment: Segment) -> Link:
     s, x, y = segment, segment.n_in, segment.n_out
     flops, dense_flops, back, ahead, dense = s.flops(), s.dense_flops(), float(x + y), float(x + y), None
     if isinstance(s, DiagonalSegment):
-        back = ahead = 0.0
+        back, ahead, dense = 0.0, 0.0, float(x)
     elif isinstance(s, LinearSegment):
         back = ahead = 0.0 if s.d is None else float(y)
         dense = float(x) if s.rows == 1 else None

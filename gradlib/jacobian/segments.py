@@ -16,7 +16,7 @@ from ..op import Unit
 from ..sweep import accumulate, call_vjp, take_cotangent
 from ..trace import Node, module_of
 from .blocks import Diagonal, DiagonalLowRank, Gather, Identity, SharedDense
-from .low_rank import apply_rows, write_rows
+from .low_rank import Factors, apply_rows, factors_of, write_rows
 
 if TYPE_CHECKING:
     from .batched import Batched
@@ -82,6 +82,7 @@ class DiagonalSegment(Segment):
     """An elementwise op."""
 
     kind = "diagonal"
+    last = True  # its rows, of one sample each, have neighbouring entries
 
     def __init__(self, block: Diagonal) -> None:
         super().__init__(block.d.shape[1:], block.d.shape[1:])
@@ -100,6 +101,9 @@ class DiagonalSegment(Segment):
         return out
 
     dense_ahead = dense
+
+    def factors(self, at: slice, turned: bool = False) -> Factors:
+        return factors_of(self.d[at], (), ())
 
     def dense_flops(self) -> float:
         return float(self.n_in * self.n_in)
@@ -245,14 +249,22 @@ class RowSegment(Segment):
         return self._apply(m, at, self.block.u, self.block.v, out)
 
     def dense(self, at: slice, like: Any, out: Any = None) -> Any:
-        if not self.last:
-            return super().dense(at, like)
+        return self._written(at, like, self.block.u, self.block.v, out) if self.last else super().dense(at, like)
+
+    def dense_ahead(self, at: slice, like: Any, out: Any = None) -> Any:
+        return self._written(at, like, self.block.v, self.block.u, out) if self.last else super().dense_ahead(at, like)
+
+    def _written(self, at: slice, like: Any, u: tuple, v: tuple, out: Any) -> Any:
+        d = self.block.d[at]
         if out is None:
-            samples = len(range(*at.indices(self.block.d.shape[0])))
-            out = module_of(like).empty((samples, self.n_in, self.n_in), like.dtype)
-        block = self.block
-        write_rows(block.d[at], [u[at] for u in block.u], [v[at] for v in block.v], out)
+            out = module_of(like).empty((d.shape[0], self.n_in, self.n_in), like.dtype)
+        write_rows(d, [a[at] for a in u], [a[at] for a in v], out)
         return out
+
+    def factors(self, at: slice, turned: bool = False) -> Factors:
+        """What its rows are written from; turned: a row for each input."""
+        u, v = ([a[at] for a in arrays] for arrays in (self.block.u, self.block.v))
+        return factors_of(self.block.d[at], *((v, u) if turned else (u, v)))
 
     def dense_flops(self) -> float:
         return float(len(self.block.u) * self.n_in * self.n_in) if self.last else super().dense_flops()

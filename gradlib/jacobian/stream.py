@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from ..precision import is_narrow
 from ..threads import cores
-from ..trace import module_of
+from ..trace import Trace, module_of
 from .cost import PLANS
 from .execute import fill, largest_step
+from .low_rank import SLAB
 from .plan import Link, Step, best_step
 from .segments import DiagonalSegment, LinearSegment, RowSegment, Segment
 
@@ -140,10 +142,27 @@ def last_within(most: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def held_bytes(segments: Sequence[Segment]) -> int:
-    """What a chain holds for the whole batch beyond the values that f recorded: the diagonals of its blocks."""
+def working_bytes(dtype: Any) -> int:
+    """Bytes of an entry while it is worked on; float16 and bfloat16 have float32 beside them, before and after."""
+    return 8 if is_narrow(dtype) else dtype.itemsize
+
+
+def held_bytes(segments: Sequence[Segment], trace: Trace, dtype: Any) -> int:
+    """What a chain holds for the whole batch beyond the values that f recorded: diagonals and factors of its blocks.
+
+    dtype: of the result.
+    """
     diagonals = [s.d for s in segments if isinstance(s, (DiagonalSegment, LinearSegment)) and s.d is not None]
-    return sum(d.size * d.dtype.itemsize for d in diagonals)
+    blocks = [s.block for s in segments if isinstance(s, RowSegment)]
+    arrays = [a for block in blocks for a in (block.d, *block.u, *block.v) if 0 not in getattr(a, "strides", ())]
+    # float16 and bfloat16 are written by way of float32: a slab, products of its size, and the factors
+    narrow = [a.size for a in (*arrays, *diagonals) if is_narrow(a.dtype)]
+    beside = 16 * SLAB + 4 * sum(narrow) if is_narrow(dtype) else 0
+    factors = {id(a): a for a in arrays}
+    for node in trace.nodes:
+        for a in node.saved:
+            factors.pop(id(a), None)
+    return beside + sum(a.size * a.dtype.itemsize for a in (*diagonals, *factors.values()))
 
 
 def carry_out(plan: Schedule, segments: Sequence[Segment], like: Any, result: Any, first: int = 0) -> None:
@@ -195,8 +214,15 @@ def _base_rows(base: Step, segments: Sequence[Segment], like: Any, at: slice, ro
     segment = segments[base.segment]
     if base.do == "write" and isinstance(segment, LinearSegment) and segment.rows == 1:
         return lambda r: _linear_rows(segment, like, at, r)
-    if base.do == "write" and isinstance(segment, RowSegment) and len(segment.x) == 1:
-        return lambda r: _low_rank_rows(segment, like, at, r)
+    if isinstance(segment, (DiagonalSegment, RowSegment)) and segment.last:
+        factors = segment.factors(at, turned=base.do == "ahead")
+
+        def written(r: slice) -> Any:
+            m = xp.empty((count, r.stop - r.start, segment.n_in), like.dtype)
+            factors.write(m, r.start)
+            return m
+
+        return written
 
     def units(r: slice) -> Any:
         n = segment.n_out if base.do == "write" else segment.n_in
@@ -214,15 +240,6 @@ def _linear_rows(segment: LinearSegment, like: Any, at: slice, r: slice) -> Any:
     if segment.d is None:
         return module_of(like).broadcast_to(w, (len(range(*at.indices(segment.samples))), *w.shape))
     return w * segment.d[at, r, None]
-
-
-def _low_rank_rows(segment: RowSegment, like: Any, at: slice, r: slice) -> Any:
-    """Rows of diag(d) - Σₖ uₖ vₖᵀ."""
-    block, steps = segment.block, module_of(like).arange(r.stop - r.start)
-    m, *others = [u[at, r, None] * v[at, None, :] for u, v in zip(block.u, block.v, strict=True)]
-    m = -sum(others, m)
-    m[:, steps, steps + r.start] += block.d[at, r]
-    return m
 
 
 def _made(step: Step, segments: Sequence[Segment], like: Any, at: slice, rows: int) -> Any:

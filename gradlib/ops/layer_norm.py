@@ -66,8 +66,9 @@ def _block(xp: Any, saved: tuple, i: int, *, eps: float) -> Any:
     xhat = _xhat(saved)
     if i:
         return parameter_block(x, xhat, i)
-    d, n = row_scale(xp, x, r, w), x.shape[-1]
-    return DiagonalLowRank(d, (d, d * xhat), (xp.full(x.shape, 1 / n, d.dtype), xhat / n), x.ndim - 1)
+    d, each = row_scale(xp, x, r, w), row_scale(xp, x, r / x.shape[-1], w)
+    ones = xp.broadcast_to(xp.ones(1, d.dtype), x.shape)
+    return DiagonalLowRank(d, (each, each * xhat), (ones, xhat), x.ndim - 1)
 
 
 _layer_norm = Op(
