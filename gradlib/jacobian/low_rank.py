@@ -17,7 +17,7 @@ from ..device import SIMULATING
 from ..precision import narrow, wide
 from ..trace import module_of
 
-SLAB = 1 << 14  # entries of the matrices that array functions work on at a time
+SLAB, GPU_SLAB = 1 << 14, 1 << 22  # entries of the matrices that array functions work on at a time
 
 
 def on_gpu(x: Any) -> bool:
@@ -37,7 +37,7 @@ class Factors(NamedTuple):
     def write(self, out: Any, start: int = 0) -> None:
         """Write the rows from `start` on into out (B, rows, N), a slab at a time, so that little else is alive."""
         samples, rows, n = out.shape
-        count = max(1, SLAB // max(1, samples * n))
+        count = max(1, (GPU_SLAB if on_gpu(out) else SLAB) // max(1, samples * n))
         for first in range(0, rows, count):
             part = out[:, first : first + count]
             exact = part if part.dtype == self.d.dtype else module_of(out).empty(part.shape, self.d.dtype)
