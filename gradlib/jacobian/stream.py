@@ -71,7 +71,8 @@ def _base_width(base: Step, links: Sequence[Link]) -> float:
     if base.do == "write":
         return s.dense
     if base.do == "ahead":
-        return s.n_in + s.ahead + s.n_out
+        written = s.kind.startswith("diagonal") and s.dense == s.n_in  # diagonals and rows, either way round
+        return s.n_out if written else s.n_in + s.ahead + s.n_out
     return entries(base, links) / max(height(base, links), 1)
 
 
