@@ -147,8 +147,10 @@ def recorded(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def spare_blas() -> None:
-    """Let what is being captured be replayed with BLAS on one thread: loops of our own have the other cores."""
-    RECORDER.get().spares_blas = True
+    """Let what is being captured, if anything is, be replayed with BLAS on one thread: our own loops have the cores."""
+    recorder = RECORDER.get()
+    if recorder is not None:
+        recorder.spares_blas = True
 
 
 def compile_program(recorder: Recorder, inputs: list[int], outputs: Any) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from ..ops.batching import UNKNOWN, Tag
 from ..sweep import accumulate, call_vjp, rules_namespace, sweep_back, take_cotangent
 from ..trace import Node, Trace, module_of, namespace, raw
 from ..transforms import Outputs
-from .factors import ALL, Factor, Paired, Rows
+from .factors import ALL, Factor, Outer, Paired, Rows
 
 #: Ops that move entries and change none, so that inner products are the same behind them.
 REARRANGING = frozenset({"reshape", "transpose", "flip", "roll"})
@@ -119,6 +119,11 @@ class Apart:
         if not pairs or len(pairs) != len(factors) or slot in reached:
             return None
         return pairs[0].joined(pairs[1:]) if len(pairs) > 1 else pairs[0]
+
+    @property
+    def threaded(self) -> bool:
+        """Whether our own threads share the work of writing the factors down, so that BLAS's had better sleep."""
+        return any([isinstance(f, Outer) and f.threaded for found in self.factors.values() for f in found])
 
     @cached_property
     def reached(self) -> set[int]:

@@ -14,14 +14,15 @@ from typing import Any
 from .. import tree
 from ..op import describe, shape_of
 from ..ops.batching import UNKNOWN, Tag
+from ..threads import one_blas_thread
 from ..trace import Trace, Traced, module_of
 from ..transforms import Outputs, check_float, owned, pick
+from .apart import Apart
 from .batched_work import BatchedWork
 from .budget import budget
 from .dense import check_mode
 from .function import JacobianFunction
 from .known import known, signature_of
-from .samples import pull_samples
 from .tags import check_output, follow, probe
 
 
@@ -214,12 +215,18 @@ def per_sample_grad(loss: Callable[..., Any], argnums: int | tuple[int, ...] = 0
            [0., 8.]])
     """
 
+    threaded = False  # as the last call was
+
     @wraps(loss)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        call = losses("per_sample_grad", loss, argnums, in_axes, args, kwargs)
-        y = call.outputs.values[0]
-        ones = module_of(y).ones((1, *y.shape), y.dtype)
-        trees = call.rebuild([d[0] for d in owned(pull_samples(call, [ones]), [])])
+        nonlocal threaded
+        with one_blas_thread(threaded):
+            call = losses("per_sample_grad", loss, argnums, in_axes, args, kwargs)
+            y = call.outputs.values[0]
+            found = Apart(call, [module_of(y).ones((1, *y.shape), y.dtype)])
+            leaves = owned(found.dense(range(len(call.slots))), [])
+        threaded = found.threaded
+        trees = call.rebuild([d[0] for d in leaves])
         return tuple(trees) if isinstance(argnums, tuple) else trees[0]
 
     return wrapped

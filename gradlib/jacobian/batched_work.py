@@ -161,6 +161,7 @@ class BatchedWork(Work):
         call, leaves = self.call, range(len(self.ins))
         for start, stop in chunks(sum(self.n_outs), sweep.rows):
             found = Apart(call, sample_units(call.outputs, start, stop, call.samples))
+            self.spares_blas |= found.threaded
             places = list(parts(start, stop, self.n_outs))
             for a, b in chunks(at.stop - at.start, sweep.samples):
                 piece, views = slice(at.start + a, at.start + b), [self._views(out, i, r, a, b) for i, _, r in places]

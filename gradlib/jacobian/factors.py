@@ -16,17 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from functools import cache
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from .. import memory
-from ..capture import recorded
+from ..capture import recorded, spare_blas
 from ..precision import wide
-from ..trace import Traced, module_of
+from ..trace import Traced, module_of, raw
 
 ALL = slice(None)
+LOOPED, TYPES = 1 << 18, (np.float32, np.float64)  # outer products of so many entries are written by a compiled loop
 
 
 class Factor:
@@ -119,7 +121,16 @@ class Outer(Paired):
     def dense(self, at: slice = ALL, out: Any = None) -> Any:
         if out is not None:
             return _outer(self.x[at], self.d[:, at], out)
+        if self.threaded:
+            spare_blas()
         return of_plain_arrays(_outer, self.x[at], self.d[:, at])
+
+    @property
+    def threaded(self) -> bool:
+        """Whether our own threads share the work of writing it down."""
+        x, d = raw(self.x), raw(self.d)
+        entries = d.shape[0] * d.shape[1] * prod(self.shape)
+        return type(d) is np.ndarray and d.shape[2] == 1 and x.dtype == d.dtype in TYPES and entries >= LOOPED
 
     def _near(self, x: Any, y: Any) -> Any:
         return gram_of_rows(x, y)
@@ -199,12 +210,29 @@ def _outer(x: Any, d: Any, out: Any = None) -> Any:
         return out
     if r != 1:
         xp.matmul(x.swapaxes(1, 2), d, out=out)
-    elif xp is np:  # einsum over three axes costs half of what multiply does
-        for one, target in zip(d, out, strict=True):
-            np.einsum("bk,bn->bkn", x[:, 0], one[:, 0], out=target, casting="same_kind")
+    elif xp is np:
+        _outer_rows(x[:, 0], d[:, :, 0], out)
     else:
         xp.multiply(x.reshape((1, b, k, 1)), d, out=out)
     return out
+
+
+def _outer_rows(x: np.ndarray, d: np.ndarray, out: np.ndarray) -> None:
+    """x_b ⊗ d_vb into out [V, B, K, N]: large ones by a compiled loop, to the same bits."""
+    typed = x.dtype == d.dtype == out.dtype in TYPES
+    if typed and out.size >= LOOPED and out[0, 0].flags.c_contiguous:
+        _loops().write(np.ascontiguousarray(x), np.ascontiguousarray(d), out)
+        return
+    for one, target in zip(d, out, strict=True):  # einsum over three axes costs half of what multiply does
+        np.einsum("bk,bn->bkn", x, one, out=target, casting="same_kind")
+
+
+@cache
+def _loops() -> Any:
+    """The compiled loop; numba is loaded here."""
+    from ..kernels import outer_loops
+
+    return outer_loops
 
 
 def by_sample(a: Any, axis: int, to: int) -> Any:

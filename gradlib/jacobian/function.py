@@ -30,7 +30,7 @@ class Work:
 
     budget: Budget
     specs: list[tuple[tuple[int, ...], Any, Any]]
-    spares_blas = False  # whether f had better run with BLAS on one thread, known once the work is done
+    spares_blas = False  # whether it had better be done with BLAS on one thread, known once it has been
     concrete: bool  # whether all arrays are plain: none belongs to an outer transform or a capture
 
     def whole(self) -> list[Any]:
@@ -102,7 +102,7 @@ class JacobianFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with one_blas_thread(self._spares_blas):
             work = self._record(args, kwargs)
-        result = work.rebuild(work.whole())
+            result = work.rebuild(work.whole())
         self._spares_blas = work.spares_blas
         return result
 

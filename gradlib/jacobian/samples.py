@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from ..sweep import sweep_forward
@@ -12,12 +11,9 @@ from .apart import Apart, Call
 from .dense_work import unit_stacks
 
 
-def pull_samples(call: Call, stacks: list[Any], out: Sequence[Any] | None = None) -> list[Any]:
-    """Cotangent stacks of the outputs [V, B, *y] -> [V, B, *x] for each wanted leaf, batched or shared.
-
-    `out`: arrays of those shapes to write into, one a leaf; views of (B, V, *x) are written in the order of memory.
-    """
-    return Apart(call, stacks).dense(range(len(call.slots)), out=out)
+def pull_samples(call: Call, stacks: list[Any]) -> list[Any]:
+    """Cotangent stacks of the outputs [V, B, *y] -> [V, B, *x] for each wanted leaf, batched or shared."""
+    return Apart(call, stacks).dense(range(len(call.slots)))
 
 
 def sample_units(outputs: Outputs, start: int, stop: int, samples: int) -> list[Any]:
