@@ -1,12 +1,13 @@
-"""The README's table of figures, drawn from the newest recorded run of each device: `python bench/readme.py` writes it.
+"""The README's tables of figures, drawn from the newest recorded runs: `python bench/readme.py` writes them.
 
-Behind each of the others' times, in brackets, gradlib's time over it: below 1 gradlib is faster.
+Behind each of the others' times, in brackets, gradlib's time over it: below 1 gradlib is faster. What the kernels are
+to reach on a GPU stands beside what `gradlib bench --gpu` recorded there.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from run import OURS, duration
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
-MARKS = ("<!-- table: python bench/readme.py -->", "<!-- end of table -->")
+sys.path.append(str(HERE / "gpu"))
+
+import goals  # noqa: E402
 
 
 def newest(folder: Path = HERE / "results") -> list[dict[str, Any]]:
@@ -44,15 +47,25 @@ def section(run: dict[str, Any]) -> str:
     )
 
 
-def table() -> str:
-    """What stands between the marks."""
+def cpu() -> str:
+    """The tables of the processors."""
     return "\n\n".join(map(section, newest())) or "No run is recorded."
 
 
+def gpu(file: Path = HERE / "results" / "gpu" / "gpu.json") -> str:
+    """The table of the kernels' goals."""
+    result = json.loads(file.read_text()) if file.exists() else None
+    made = f"{result['device']}; {result['date'][:10]}, commit {result['commit'][:9]}.\n\n" if result else ""
+    return made + goals.table(result)
+
+
 def inserted(readme: str) -> str:
-    """The README with the table of the recorded runs."""
-    start, end = map(re.escape, MARKS)
-    return re.sub(f"{start}.*{end}", lambda _: f"{MARKS[0]}\n{table()}\n{MARKS[1]}", readme, flags=re.DOTALL)
+    """The README with each table between its marks."""
+    for name, table in (("cpu", cpu()), ("gpu", gpu())):
+        start, end = f"<!-- {name} table: python bench/readme.py -->", "<!-- end of table -->"
+        before, _, rest = readme.partition(start)
+        readme = f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
+    return readme
 
 
 if __name__ == "__main__":

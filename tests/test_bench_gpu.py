@@ -1,6 +1,8 @@
 """The GPU benchmark, rehearsed without a GPU: ours in the simulator, peers where they are installed. No times."""
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,16 @@ if not GPU.is_dir():
 def rehearsal(tmp_path_factory):
     """What a rehearsal of some cases wrote."""
     out = tmp_path_factory.mktemp("gpu")
-    chosen = ["softmax 16384", "softmax backward 65536", "embedding", "Adam", "Jacobian of", "training step", "launch"]
+    chosen = [
+        "softmax 16384",
+        "softmax backward 65536",
+        "bias",
+        "embedding",
+        "Adam",
+        "Jacobian of",
+        "training step",
+        "launch",
+    ]
     quick = ["--rehearse", "--no-tests", "--rounds", "1", "--seconds", "0.001", "--out", str(out)]
     done = subprocess.run([sys.executable, str(GPU / "run.py"), *chosen, *quick], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -27,7 +38,7 @@ def rehearsal(tmp_path_factory):
 def test_our_values_are_right_and_timed(rehearsal):
     result = json.loads((rehearsal / "gpu.json").read_text())
     assert result["rehearsal"] is True and result["ceilings"] == {}
-    assert len(result["cases"]) == 8
+    assert len(result["cases"]) == 9
     for case in result["cases"]:
         ours = case["contenders"][0]
         assert ours["name"] == "gradlib" and ours["status"] == "timed", ours
@@ -38,7 +49,8 @@ def test_our_values_are_right_and_timed(rehearsal):
 def test_the_table_says_that_it_is_a_rehearsal(rehearsal):
     table = (rehearsal / "gpu.md").read_text()
     assert table.startswith("A rehearsal of tiny sizes, no measurement: ")
-    assert sum(line.startswith("| softmax") for line in table.splitlines()) == 2
+    assert sum(line.startswith("| softmax 16384 x 4096") for line in table.splitlines()) == 1
+    assert "| not measured |" in table  # no goal is met or missed by it
 
 
 def test_the_plot(rehearsal):
@@ -47,13 +59,49 @@ def test_the_plot(rehearsal):
 
 
 @pytest.fixture(scope="module")
-def case(request):
-    """The module `case` of the benchmark."""
-    before = list(sys.path)
+def modules():
+    """Imports a module of the benchmark by its name."""
+    before, loaded = list(sys.path), set(sys.modules)
     sys.path.insert(0, str(GPU))
-    yield __import__("case")
+    yield importlib.import_module
     sys.path[:] = before
-    del sys.modules["case"]
+    for name in set(sys.modules) - loaded:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == GPU:
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def case(modules):
+    return modules("case")
+
+
+@pytest.fixture(scope="module")
+def goals(modules):
+    return modules("goals")
+
+
+def test_every_goal_has_cases_and_a_kernel(goals, modules):
+    figures = json.loads(goals.FIGURES.read_text())["kernels"]
+    names = modules("worker").all_cases()
+    for goal in goals.GOALS:
+        assert any(re.search(goal.cases, name) for name in names), goal
+        assert not goal.kernel or goal.kernel in figures, goal
+    assert goals.table(None).count(goals.NOT_MEASURED) == len(goals.GOALS)
+
+
+def test_a_goal_is_met_or_missed_by_its_worst_case(goals):
+    def run(**us):
+        rows = [{"name": name.replace("_", " "), "us": t} for name, t in us.items()]
+        return {"case": f"softmax {len(us)} x 4096", "moved": 8e6, "contenders": rows}
+
+    rate = goals.Goal("", r"^softmax \d+ x 4096$", "", rate=3.8)
+    assert goals.reached(rate, {"cases": [run(gradlib=2.0)]}) == "4.00 TB/s: met"
+    assert goals.reached(rate, {"cases": [run(gradlib=2.0), run(gradlib=4.0)]}) == "2.00 TB/s: missed"
+    assert goals.reached(rate, {"cases": [run(gradlib=None)]}) == "not measured"
+    ratio = goals.Goal("", "softmax", "", ratios={"torch": 0.5, "torch compiled": 1})
+    assert goals.reached(ratio, {"cases": [run(gradlib=2, torch=5, torch_compiled=2)]}).endswith("compiled: met")
+    assert goals.reached(ratio, {"cases": [run(gradlib=2, torch=3, torch_compiled=2)]}).endswith("compiled: missed")
+    assert goals.reached(ratio, {"cases": [run(gradlib=2, torch=5)]}).endswith("torch compiled not measured: missed")
 
 
 def test_a_wrong_result_shows(case):

@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import goals
+
 
 def markdown(result: dict[str, Any]) -> str:
-    """One row a case: our time and rate, the share of a copy's rate, then each peer's time and ours over theirs."""
+    """One row a case: our time and rate, the share of a copy's rate, each peer's time and ours over it; the goals."""
     copy = result["ceilings"].get("copy_bytes_per_second")
     rate = f"; a copy moves {copy / 1e12:.2f} TB/s" if copy else ""
     what = "A rehearsal of tiny sizes, no measurement: " if result["rehearsal"] else ""
     commit = (result["commit"] or "?")[:9]
     title = f"{what}{result['device']}{rate}; {versions(result)}; {result['date'][:10]}, commit {commit}."
     lines = [title, "", "| | gradlib | rate | of a copy | others |", "|---|---|---|---|---|"]
-    return "\n".join(lines + [_row(case, copy) for case in result["cases"]]) + "\n"
+    rows = [_row(case, copy) for case in result["cases"]]
+    return "\n".join([*lines, *rows, "", goals.table(None if result["rehearsal"] else result)]) + "\n"
 
 
 def versions(result: dict[str, Any]) -> str:

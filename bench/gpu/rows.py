@@ -97,10 +97,10 @@ class Ours:
     """The functions of gradlib, imported when they are called."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             import gradlib as gl
 
-            return getattr(gl, name)(*args)
+            return getattr(gl, name)(*args, **kwargs)
 
         return call
 
@@ -126,6 +126,18 @@ def jax_gelu(x: Any) -> Any:
     import jax
 
     return jax.nn.gelu(x, approximate=False)
+
+
+def bias_gelu(x: Any, b: Any) -> Any:
+    return gl.bias_dropout_add(x, b, activation="gelu")
+
+
+def torch_bias_gelu(x: Any, b: Any) -> Any:
+    return torch_function("gelu")(x + b)
+
+
+def jax_bias_gelu(x: Any, b: Any) -> Any:
+    return jax_gelu(x + b)
 
 
 def jax_layer_norm(x: Any, w: Any, b: Any) -> Any:
@@ -273,12 +285,12 @@ def summed(axis: int) -> dict[str, Any]:
 gl = Ours()
 CASES = [
     *widths("softmax", "softmax", draw, all_of(gl.softmax, torch_function("softmax"), jax_softmax, "x", False),
-            lambda a, rows: [softmax(some(a["x"], rows))], 2, (256, 1024, 4096, 32768)),
+            lambda a, rows: [softmax(some(a["x"], rows))], 2, (256, 1024, 4096, 16384, 32768)),
     *widths("softmax backward", "softmax backward", draw,
             all_of(gl.softmax, torch_function("softmax"), jax_softmax, "x", True), softmax_back, 3, (1024, 4096)),
     *widths("layer_norm", "norms", draw,
             all_of(gl.layer_norm, torch_function("layer_norm"), jax_layer_norm, "xwb", False),
-            lambda a, rows: [normalised(a, rows, True)[0] * a["w"] + a["b"]], 2, (256, 1024, 4096)),
+            lambda a, rows: [normalised(a, rows, True)[0] * a["w"] + a["b"]], 2, (256, 1024, 4096, 16384)),
     *widths("layer_norm backward", "norms backward", draw,
             all_of(gl.layer_norm, torch_function("layer_norm"), jax_layer_norm, "xwb", True),
             lambda a, rows: norm_back(a, rows, True), 3, (1024, 4096)),
@@ -296,4 +308,6 @@ CASES = [
             lambda a, rows: [a["x"][:, rows].sum(0, dtype=float)], 1, (4096,)),
     *widths("gelu", "elementwise", draw, all_of(gl.gelu, torch_function("gelu"), jax_gelu, "x", False),
             lambda a, rows: [gelu(some(a["x"], rows))], 2, (4096,)),
+    *widths("bias + gelu", "elementwise", draw, all_of(bias_gelu, torch_bias_gelu, jax_bias_gelu, "xb", False),
+            lambda a, rows: [gelu(some(a["x"], rows) + a["b"])], 2, (4096,)),
 ]  # fmt: skip
