@@ -125,6 +125,36 @@ def test_hypot_and_arctan2_at_zero_and_far():
     np.testing.assert_allclose(gl.grad(np.arctan2, (0, 1))(3.0, 4.0), (4 / 25, -3 / 25))
 
 
+def test_hypot_and_norm_agree_at_zero_at_second_order():
+    for f in (lambda x: np.hypot(x[0], x[1]), np.linalg.norm):
+        for hessian in (gl.hessian(f), gl.jacfwd(gl.grad(f)), gl.jacrev(gl.grad(f))):
+            np.testing.assert_array_equal(hessian(np.zeros(2)), np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("float32", 1e-25), ("float32", 1e25), ("float64", 1e-200)])
+def test_arctan2_far_from_one(dtype, scale):
+    x = np.array([scale, scale], dtype)
+    for mode in (gl.jacrev, gl.jacfwd):
+        got = mode(lambda x: np.arctan2(x[0], x[1]))(x)
+        np.testing.assert_allclose(got, [0.5 / scale, -0.5 / scale], rtol=1e-6)
+
+
+def test_number_bases_below_zero():
+    np.testing.assert_array_equal(gl.grad(lambda x: x[0] ** x[1])(np.array([-2.0, 2.0])), [-4, np.nan])
+    assert np.isnan(gl.grad(lambda x: np.sum((-2.0) ** x))(np.array([1.0, 2.0]))).all()
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, -0.0, np.float64(0)])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_division_by_the_number_zero(zero):
+    x = np.array([1.0, -2.0])
+    want = np.full(2, np.inf if np.copysign(1, zero) > 0 else -np.inf)
+    y, pullback = gl.vjp(lambda x: x / zero, x)
+    np.testing.assert_array_equal(y, x / zero)
+    np.testing.assert_array_equal(pullback(np.ones(2))[0], want)
+    np.testing.assert_array_equal(gl.jvp(lambda x: x / zero, (x,), (np.ones(2),))[1], want)
+
+
 def test_operators_are_the_functions():
     x = np.array([0.5, 1.5])
     np.testing.assert_allclose(gl.grad(lambda x: np.sum(2 - 3 / x + x / 2 - (-x) + 1 * +x))(x), 3 / x**2 + 2.5)

@@ -25,10 +25,15 @@ multiply = elementwise(
 divide = elementwise(
     "divide",
     lambda xp, a, b: a / b,
-    lambda xp, a, b, y: 1 / b,
+    lambda xp, a, b, y: _inverse(b),
     lambda xp, a, b, y: -y / b,
     module="arithmetic",
 )
+
+
+def _inverse(b: Any) -> Any:
+    """1 / b; infinite for a Python number 0, as for an array's."""
+    return 1 / b if type(b) not in (int, float) or b else math.copysign(math.inf, b)
 
 
 def _nonzero_or(xp: Any, test: Any, instead: float, x: Any) -> Any:
@@ -46,7 +51,9 @@ def _power_da(xp: Any, a: Any, b: Any, y: Any) -> Any:
 def _power_db(xp: Any, a: Any, b: Any, y: Any) -> Any:
     # y log(a), and 0 where a = 0 (0^b stays 0 for b > 0)
     a = _nonzero_or(xp, a, 1.0, a)
-    return y * (math.log(a) if isinstance(a, (int, float)) else xp.log(a))
+    if isinstance(a, (int, float)):
+        return y * (math.log(a) if a > 0 else math.nan)
+    return y * xp.log(a)
 
 
 _power = elementwise("power", lambda xp, a, b: xp.power(a, b), _power_da, _power_db, module="arithmetic")
@@ -81,17 +88,32 @@ maximum, minimum, fmax, fmin = map(_extremum, ("maximum", "minimum", "fmax", "fm
 hypot = elementwise(
     "hypot",
     lambda xp, a, b: xp.hypot(a, b),
-    lambda xp, a, b, y: a / xp.where(xp.equal(y, 0), 1.0, y),
-    lambda xp, a, b, y: b / xp.where(xp.equal(y, 0), 1.0, y),
+    lambda xp, a, b, y: _unit(xp, a, y),
+    lambda xp, a, b, y: _unit(xp, b, y),
     module="arithmetic",
 )
+
+
+def _unit(xp: Any, a: Any, length: Any) -> Any:
+    """a / length, and 0 where that is 0, at any order."""
+    zero = xp.equal(length, 0)
+    return xp.where(zero, 0, a / xp.where(zero, 1, length))
+
+
+# b / r² and -a / r² with r = hypot(a, b): a² + b² itself would overflow, or underflow
 arctan2 = elementwise(
     "arctan2",
     lambda xp, a, b: xp.arctan2(a, b),
-    lambda xp, a, b, y: b / (a * a + b * b),
-    lambda xp, a, b, y: -a / (a * a + b * b),
+    lambda xp, a, b, y: _over_square(b, xp.hypot(a, b)),
+    lambda xp, a, b, y: -_over_square(a, xp.hypot(a, b)),
     module="arithmetic",
 )
+
+
+def _over_square(a: Any, r: Any) -> Any:
+    return a / r / r
+
+
 # log(exp(a) + exp(b)): partials exp(a - y), exp(b - y)
 logaddexp = elementwise(
     "logaddexp",
