@@ -56,6 +56,9 @@ LIKE = {
     "asarray of numbers": lambda x: np.asarray([1.0, 2.0, 3.0], like=x) * x,
     "asarray of traced values": lambda x: np.asarray([x[0], 2 * x[1], x[2] * x[0]], like=x),
     "array of lists": lambda x: np.array([[x[0], 1.0], [x[1], x[2]]], like=x) @ np.ones(2),
+    "array of more dimensions": lambda x: np.array(x, ndmin=3, like=x) * np.asarray(x, None, "C", like=x),
+    "contiguous array": lambda x: np.ascontiguousarray(x[0], like=x) ** 2,
+    "full of a traced value": lambda x: np.full(2, x[0], like=x) + np.full((1, 2), x[:2] ** 2, float, like=x),
     "array of itself": lambda x: np.array(x, dtype=np.float64, like=x) ** 2,
 }
 
@@ -63,6 +66,8 @@ LIKE = {
 @pytest.mark.parametrize("name", LIKE)
 def test_creation_like_a_traced_array(name):
     gl.check_grads(LIKE[name], (X,), order=2, rtol=1e-4)
+    assert gl.vjp(lambda x: np.array(x, ndmin=3, like=x), X)[0].shape == (1, 1, 3)
+    assert gl.vjp(lambda x: np.full(2, x[0], np.float32, like=x), X)[0].dtype == np.float32
 
 
 def test_the_array_namespace_of_a_traced_array():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from rulecheck import Case, RuleCheck, randn
+from standin import MODULE, DeviceArray, rules_only
 
 import gradlib as gl
 from gradlib.op import REGISTRY
@@ -45,7 +46,9 @@ ERRORS = [
     (lambda: gl.grad(lambda x: x[1.0])(np.ones(3)), TypeError, "indexing: expected slices, ints … got float"),
     (lambda: gl.grad(lambda x: x["a"])(np.ones(3)), TypeError, "indexing: expected … got str"),
     (lambda: gl.grad(lambda x: x[np.ones(2)].sum())(np.ones(3)), TypeError, "ints or bools, got float64[2]"),
-    (lambda: gl.grad(lambda x: x[True])(np.ones(3)), TypeError, "got a Python bool"),
+    (lambda: gl.grad(lambda x: x[A_MASK].sum())(np.ones(2)), IndexError, "expected a mask of shape (2,), got bool[3]"),
+    (lambda: gl.grad(lambda x: x[:, A_MASK].sum())(np.ones((3, 2))), IndexError, "a mask of shape (2,), got bool[3]"),
+    (lambda: gl.grad(lambda x: x[np.ones((2, 4), bool)].sum())(np.ones((3, 5))), IndexError, "(3, 5), got bool[2, 4]"),
     (lambda: gl.grad(lambda x: x[3])(np.ones(3)), IndexError, "3"),
     (
         lambda: gl.grad(lambda x: np.take(x, 0, mode="clip"))(np.ones(3)),
@@ -58,6 +61,9 @@ ERRORS = [
         "take_along_axis: expected indices of 2 dimensions, got int64[1]",
     ),
 ]
+
+
+A_MASK = np.array([True, False, True])
 
 
 class TestRules(RuleCheck):
@@ -91,6 +97,13 @@ CALLS = {
     "repeat": lambda x: np.repeat(x, 2, axis=1),
     "repeat each": lambda x: x.repeat([2, 0, 1], axis=0),
     "repeat flat": lambda x: np.repeat(x, 2),
+    "single bools": lambda x: x[True] + x[:, None, np.True_].swapaxes(1, 2).swapaxes(0, 1)[0],
+    "False": lambda x: x[:, False],
+    "single bool and arrays": lambda x: x[[0, 1], True, :, [1, 0]] + x[0, True, [2, 3], 1:],
+    "range": lambda x: x[range(2)] + x[1:, range(0, 4, 1)],
+    "tuples": lambda x: x[(0, 1), (1, 2)] * x[:2, (3,), 1:],
+    "mask behind an ellipsis": lambda x: x[..., np.array([True, False])],
+    "repeat by a place": lambda x: np.repeat(x, np.argmax(x[0, :, 0]), 1),
     "iteration": lambda x: sum((i + 1) * row for i, row in enumerate(x)),
 }
 
@@ -120,3 +133,69 @@ def test_repeated_entries_add_up():
 def test_iteration_over_a_number():
     with pytest.raises(TypeError, match="iteration over a 0-d"):
         gl.grad(lambda x: sum(x))(1.0)
+
+
+def _replays(f, x, change):
+    """A capture of f gives what f gives, before and after the change of an array that f holds."""
+    captured = gl.capture(f)
+    for _ in range(2):
+        np.testing.assert_array_equal(captured(x), f(x))
+    before = f(x)
+    change()
+    np.testing.assert_array_equal(captured(x), f(x))
+    assert np.any(f(x) != before)
+
+
+def test_a_replay_sees_indices_that_change_in_place():
+    ids, other = np.arange(3), np.array([0])
+    gradient = gl.grad(lambda x: np.sum(x[ids] ** 2))
+    _replays(gradient, X, lambda: ids.fill(1))
+    ids = np.arange(3)
+    _replays(gl.hessian(lambda x: np.sum(x[ids, other] ** 3)), X[..., 0], lambda: ids.fill(1))
+    mask = np.array([True, False, True])
+    _replays(gl.grad(lambda x: np.sum(x[mask] ** 2)), X, lambda: mask.put([0, 1], [False, True]))
+    _replays(gl.grad(lambda x: np.sum(np.compress(mask, x, 0) ** 2)), X, lambda: mask.put([0, 1], [True, False]))
+    counts = np.array([1, 2, 0])
+    gradient = gl.grad(lambda x: np.sum(np.repeat(x, counts, 0) ** 2))
+    _replays(gradient, X, lambda: counts.put([0, 1], [3, 0]))
+    drop = np.array([0])
+    _replays(gl.grad(lambda x: np.sum(np.delete(x, drop, 0) ** 2)), X, lambda: drop.fill(2))
+
+
+def test_a_replay_refuses_indices_of_another_number():
+    mask, counts, ids = np.array([True, False, True]), np.array([1, 2, 0]), np.arange(3)
+    picked, repeated = gl.capture(lambda x: x[mask]), gl.capture(lambda x: np.repeat(x, counts, 0))
+    rows = gl.capture(gl.batch_jacobian(lambda x: x[ids, [0, 1, 1]] ** 2))
+    assert rows(X[..., 0]).shape == (3, 4)
+    picked(X), repeated(X)
+    mask[:], counts[:], ids[:] = True, 1, 0
+    counts[0] = 2
+    with pytest.raises(ValueError, match=r"mask of an index picks 3 entries, 2 when gl\.capture recorded it"):
+        picked(X)
+    with pytest.raises(ValueError, match=r"np\.repeat picks 4 entries, 3 when"):
+        repeated(X)
+    with pytest.raises(ValueError, match="gave each sample its own row"):
+        rows(X[..., 0])
+
+
+def test_on_a_device_an_index_that_stopped_counting_makes_nan():
+    """It is not waited for."""
+    ids = MODULE.arange(3)
+    gradient = gl.capture(gl.grad(lambda x: (x[ids] ** 2).sum()))
+    x = DeviceArray(X[:, :2, 0])
+    with rules_only():
+        for _ in range(2):
+            np.testing.assert_array_equal(gradient(x).get(), 2 * X[:, :2, 0])
+        ids.host[:] = 1
+        assert np.isnan(gradient(x).get()[1]).all()
+
+
+def test_counts_that_an_argument_decides_are_refused_by_a_capture():
+    with pytest.raises(TypeError, match=r"the counts in np\.repeat of a value inside gl\.capture would freeze"):
+        gl.capture(lambda x: np.repeat(x, np.argmax(x)))(V)
+
+
+@pytest.mark.parametrize("library", ["torch", "jax.numpy"])
+def test_indices_of_other_libraries(library):
+    ids = pytest.importorskip(library).asarray([0, 2, 2])
+    np.testing.assert_array_equal(gl.grad(lambda x: np.sum(x[ids]))(V), [1, 0, 2, 0, 0])

@@ -69,6 +69,36 @@ def test_numpy_conventions(name):
     gl.check_grads(f, (X, Y), order=2)
 
 
+L = [1.0, 2.0, 3.0]
+LISTS = {
+    "hstack": lambda z: np.hstack([z[0], 1.0, z[1], L, [z[2]]]),
+    "vstack": lambda z: np.vstack([z, L, (z[0], 1, 2)]),
+    "column_stack": lambda z: np.column_stack([z, L]),
+    "concatenate": lambda z: np.concatenate([L, z, [z[1] * z[2]]]),
+    "stack": lambda z: np.stack([[z[0], 1, 2], z]),
+    "dot": lambda z: np.dot(z, L) + np.inner(L, z) + np.vdot(L, z),
+    "outer": lambda z: np.outer(z, L) + np.outer((1, 2, 3), z),
+    "kron": lambda z: np.kron(L, z) + np.kron(z, L),
+    "tensordot": lambda z: np.tensordot(L, z, 1) + np.tensordot(z, L, ((0,), (0,))),
+    "einsum": lambda z: np.einsum("i,i->i", z, L) + np.einsum(L, [0], z, [0], [0]),
+    "where": lambda z: np.where([True, False, True], z, L) + np.where(z > 0, (z[0], 1.0, 2.0), z),
+    "select": lambda z: np.select([[True, False, False], z > 0], [z, [z[1], 2, z[2] ** 2]]),
+    "meshgrid": lambda z: np.meshgrid(z, [1.0, 2.0])[0] + np.meshgrid([1.0, 2.0, 3.0], z[:2])[1],
+    "broadcast_arrays": lambda z: np.broadcast_arrays([1.0, 2.0], z[:1])[1],
+    "solve": lambda z: np.linalg.solve(np.diag(z), L) + np.linalg.solve([[1.0, 2, 0], [0, 1, 0], [3, 0, 1]], z),
+    "lstsq": lambda z: np.linalg.lstsq(np.diag(z), L)[0] + np.linalg.tensorsolve(np.diag(z), L),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_and_numbers_are_arrays(name):
+    f, z = LISTS[name], np.array([0.5, 1.5, -2.0])
+    got, want = gl.vjp(f, z)[0], f(z)
+    assert (got.shape, got.dtype) == (want.shape, want.dtype)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    gl.check_grads(f, (z,), order=2)
+
+
 def test_pieces_have_the_dtypes_of_their_sources():
     x, y = X.astype("float32"), Y
     z, pullback = gl.vjp(lambda x, y: np.concatenate([x, y]), x, y)

@@ -3,6 +3,7 @@
 from . import (  # noqa: F401  (importing registers the handlers of NumPy's functions)
     alternatives,
     arithmetic,
+    binning,
     building,
     creation,
     cross_entropy,
@@ -25,6 +26,7 @@ from . import (  # noqa: F401  (importing registers the handlers of NumPy's func
     nondiff,
     norm,
     numeric,
+    picking,
     products,
     questions,
     reduce,

@@ -203,7 +203,6 @@ HANDLERS.update(
         np.hypot: hypot,
         np.arctan2: arctan2,
         np.logaddexp: logaddexp,
-        np.where: where,
         np.clip: clip,
     }
 )

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from ..device import array_module
 from ..op import describe, normalize_axis, shape_of
 from ..trace import HANDLERS, Traced, module_of, raw
 from .arithmetic import add, divide, multiply, subtract, where
-from .index import getitem, take
-from .join import concatenate, split, stack
+from .index import getitem, places
+from .join import as_array, concatenate, holds_traced, split, taking_lists
 from .nondiff import concrete
+from .picking import take
 from .reduce import refuse
 from .shape import (
     astype,
@@ -29,19 +31,6 @@ from .shape import (
     reshape,
     swapaxes,
 )
-
-
-def as_array(x: Any, like: Any = None) -> Any:
-    """An array, traced or not, of x: an array, a number, or a (nested) list of these; on the device of `like`."""
-    if hasattr(x, "dtype"):
-        return x
-    if isinstance(x, (list, tuple)) and _holds_traced(x):
-        return stack([as_array(entry, like) for entry in x])
-    return (np if like is None else module_of(raw(like))).asarray(x)
-
-
-def _holds_traced(x: Any) -> bool:
-    return type(x) is Traced or (isinstance(x, (list, tuple)) and any(map(_holds_traced, x)))
 
 
 # --- repeating and padding -----------------------------------------------------------------------------------------
@@ -81,7 +70,7 @@ def pad(array: Any, pad_width: Any, mode: Any = "constant", **options: Any) -> A
             if any(pair):
                 array = take(array, np.pad(np.arange(shape_of(array)[axis]), pair, mode=mode), axis)
         return array
-    if type(values) is Traced or _holds_traced(values):
+    if type(values) is Traced or holds_traced(values):
         raise NotImplementedError("pad: traced constant_values are not supported; join them with np.concatenate")
     for axis, (pair, value) in enumerate(zip(widths, _pairs("constant_values", values, ndim), strict=True)):
         array = _pad_constant(array, axis, pair, value)
@@ -143,6 +132,7 @@ def select(condlist: Any, choicelist: Any, default: Any = 0) -> Any:
     like = next((x for x in (*choicelist, default) if type(x) is Traced), None)
     result = default
     for condition, choice in zip(reversed(condlist), reversed(choicelist), strict=True):
+        condition = as_array(condition, like) if isinstance(condition, list) else condition
         if getattr(condition, "dtype", None) != np.bool_ and not isinstance(condition, bool):
             raise TypeError(f"select: expected conditions of booleans, got {describe(condition)}")
         result = where(condition, as_array(choice, like), result)
@@ -153,13 +143,15 @@ def delete(arr: Any, obj: Any, axis: Any = None) -> Any:
     if axis is None:
         arr, axis = ravel(arr), 0
     axis = normalize_axis("delete", axis, len(shape_of(arr)))
-    return take(arr, np.delete(np.arange(shape_of(arr)[axis]), concrete(obj, "the places in delete")), axis)
+    steps = np.arange(shape_of(arr)[axis])
+    (kept,) = places("np.delete", lambda obj: (np.delete(steps, obj),), concrete(obj, "the places in delete"))
+    return take(arr, kept, axis)
 
 
 def compress(condition: Any, a: Any, axis: Any = None, out: Any = None) -> Any:
     refuse("compress", out, {})
     held = concrete(as_array(condition, a), "the condition of compress")
-    return take(a, module_of(held).nonzero(held)[0], axis)
+    return take(a, places("the condition of np.compress", array_module(held).nonzero, held)[0], axis)
 
 
 def extract(condition: Any, arr: Any) -> Any:
@@ -296,8 +288,9 @@ HANDLERS.update(
         np.vsplit: _splitter("vsplit", 0, 2),
         np.dsplit: _splitter("dsplit", 2, 3),
         np.block: block,
-        np.meshgrid: meshgrid,
-        np.broadcast_arrays: broadcast_arrays,
+        np.meshgrid: taking_lists(meshgrid),
+        np.broadcast_arrays: taking_lists(broadcast_arrays),
+        np.where: taking_lists(where),
     }
 )
 if hasattr(np, "unstack"):  # NumPy 2.1

@@ -13,9 +13,8 @@ import numpy as np
 from ..op import describe, normalize_axes, normalize_axis, shape_of
 from ..trace import HANDLERS, Traced
 from .arithmetic import add, divide, multiply, subtract
-from .building import as_array
 from .index import getitem
-from .join import concatenate, stack
+from .join import as_array, concatenate, stack
 from .reduce import sum_
 from .shape import broadcast_to, moveaxis, ravel, reshape
 

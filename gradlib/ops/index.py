@@ -1,9 +1,12 @@
-"""Indexing: x[index] with slices, integers, None, Ellipsis, integer arrays and boolean masks; take, take_along_axis.
+"""Indexing: x[index] with slices, integers, None, Ellipsis, integer arrays and boolean masks.
 
     y = x[index]                dx = zeros, dx[index] += dy (repeated entries add up)
 
 The index is normalised once: a static template with one entry an axis (slice, int, None, or ARRAY where an integer
 array stands), and the arrays as further arguments of the op. `scatter` is the transpose, an op of its own.
+
+Inside gl.capture an index that f holds may change in place between replays: what is known of its values is looked at
+anew there.
 """
 
 from __future__ import annotations
@@ -13,15 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from ..device import array_module
+from ..capture import effect, recorded
+from ..device import adopt, array_module
 from ..jacobian.factors import Gathered, by_sample
-from ..op import Op, describe, normalize_axis, shape_of
-from ..trace import HANDLERS, Namespace, Traced, module_of
+from ..op import Op, describe, shape_of
+from ..trace import RECORDER, Namespace, Traced, module_of, raw
 from .batching import UNKNOWN, Mixed, Tag
 from .nondiff import concrete
-from .shape import _transpose, ravel, reshape
+from .shape import expand_dims
 
 ARRAY = "array"
+HELD = "held"  # of an index array that counts 0, 1, 2, … while a capture is recorded, which holds it by reference
 
 
 def _fill(template: tuple, arrays: tuple) -> tuple:
@@ -43,9 +48,11 @@ def _gather_stack(xp: Any, d: Any, index: tuple, template: tuple) -> Any:
     return xp.moveaxis(xp.moveaxis(d, 0, -1)[index], -1, 0)
 
 
-def _scatter_stack(xp: Any, dy: Any, index: tuple, template: tuple, shape: tuple, unique: bool) -> Any:
+def _scatter_stack(xp: Any, dy: Any, index: tuple, template: tuple, shape: tuple, unique: Any) -> Any:
     v, size = dy.shape[0], prod(shape)
     out = xp.zeros((v, *shape), dy.dtype)
+    if unique is HELD:
+        unique, dy = _still_unique(xp, dy, [i for i, e in zip(index, template, strict=True) if e is ARRAY])
     if ARRAY not in template or (unique and not _separated(template)):
         out[(slice(None), *index)] = dy
         return out
@@ -76,12 +83,21 @@ def _getitem_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, template: tuple
     return (scatter(dy, *arrays, template=template, shape=x.shape, unique=unique), *[None] * len(arrays))
 
 
-def _distinct(arrays: list[Any], aligned: tuple) -> bool:
+def _still_unique(xp: Any, dy: Any, arrays: list[Any]) -> tuple[bool, Any]:
+    """(whether an index array counts as it did, dy); on a GPU, which is not waited for, dy is NaN if none does."""
+    widest = max([a.size for a in arrays])
+    counts = [_counts(a) for a in arrays if a.size == widest]
+    if xp is np:
+        return any(counts), dy
+    return True, xp.where(sum(counts) > 0, dy, np.nan).astype(dy.dtype)
+
+
+def _distinct(arrays: list[Any], aligned: tuple) -> Any:
     """Whether no entry of x is picked twice: one index array counts 0, 1, 2, … and the others do not widen it."""
-    if True not in aligned:
+    at = next((i for i, a in enumerate(aligned) if a), None)
+    if at is None or not all([a.shape == arrays[at].shape or a.size == 1 for a in arrays]):
         return False
-    counting = arrays[aligned.index(True)]
-    return all([a.shape == counting.shape or a.size == 1 for a in arrays])
+    return aligned[at]
 
 
 def _getitem_vjp_each(
@@ -105,21 +121,21 @@ def _getitem_jvp(xp: Any, saved: tuple, dx: tuple, *, template: tuple, aligned: 
     return gather(dx[0], *saved[1:], template=template)
 
 
-def _scatter_forward(xp: Any, dy: Any, *arrays: Any, template: tuple, shape: tuple, unique: bool = False) -> tuple:
+def _scatter_forward(xp: Any, dy: Any, *arrays: Any, template: tuple, shape: tuple, unique: Any = False) -> tuple:
     if type(xp) is Namespace:  # traced one level down: recorded there as itself
         return scatter(dy, *arrays, template=template, shape=shape, unique=unique), arrays
     return _scatter_stack(xp, dy, _fill(template, arrays), template, shape, unique), arrays
 
 
 def _scatter_vjp(
-    xp: Any, saved: tuple, d: Any, need: tuple, *, template: tuple, shape: tuple, unique: bool = False
+    xp: Any, saved: tuple, d: Any, need: tuple, *, template: tuple, shape: tuple, unique: Any = False
 ) -> tuple:
     v, w = d.shape[:2]  # a stack of stacks: both lead
     dx = gather(xp.reshape(d, (v * w, *d.shape[2:])), *saved, template=template)
     return (xp.reshape(dx, (v, w, *dx.shape[1:])), *[None] * len(saved))
 
 
-def _scatter_jvp(xp: Any, saved: tuple, dx: tuple, *, template: tuple, shape: tuple, unique: bool = False) -> Any:
+def _scatter_jvp(xp: Any, saved: tuple, dx: tuple, *, template: tuple, shape: tuple, unique: Any = False) -> Any:
     v, w = dx[0].shape[:2]
     dy = scatter(xp.reshape(dx[0], (v * w, *dx[0].shape[2:])), *saved, template=template, shape=shape, unique=unique)
     return xp.reshape(dy, (v, w, *shape))
@@ -201,122 +217,122 @@ scatter = Op("scatter", forward=_scatter_forward, vjp=_scatter_vjp, jvp=_scatter
 
 def getitem(x: Any, index: Any) -> Any:
     """x[index], recorded."""
-    template, arrays = _normalize(x, index if isinstance(index, tuple) else (index,))
-    return _getitem(x, *arrays, template=template, aligned=tuple(_is_arange(a, x.shape) for a in arrays))
+    x, template, arrays = _normalize(x, index if isinstance(index, tuple) else (index,))
+    aligned = tuple([_is_arange(a, x.shape) for a in arrays])
+    if HELD in aligned and _by_samples(x):
+        effect(_expect_counting, *[raw(a) for a, counts in zip(arrays, aligned, strict=True) if counts is HELD])
+    return _getitem(x, *arrays, template=template, aligned=aligned)
 
 
-def _is_arange(a: Any, shape: tuple[int, ...]) -> bool:
+def _is_arange(a: Any, shape: tuple[int, ...]) -> Any:
     """Whether an index array is 0, 1, 2, … along its first axis: it then picks its own row for each sample."""
     while type(a) is Traced:
         if a.owner.unit is not None:  # a replay may bring other indices
             return False
         a = a.value
-    if not a.ndim or a.shape[0] not in shape or a.size != a.shape[0]:
+    if not a.ndim or a.shape[0] not in shape or a.size != a.shape[0] or not bool(_counts(a)):
         return False
-    return bool((a.reshape(-1) == array_module(a).arange(a.shape[0])).all())
+    return True if RECORDER.get() is None else HELD
 
 
-def _normalize(x: Any, index: tuple) -> tuple[tuple, tuple]:
-    """A template with one entry an axis of x (plus Nones), and the integer arrays it names."""
+def _counts(a: Any) -> Any:
+    """0-d: whether the entries of an array are 0, 1, 2, …"""
+    return (a.reshape(-1) == array_module(a).arange(a.size)).all()
+
+
+def _by_samples(x: Any) -> bool:
+    """Whether a trace of samples follows the batch axis of x."""
+    while type(x) is Traced:
+        if x.owner.batch is not None:
+            return True
+        x = x.value
+    return False
+
+
+def _expect_counting(*arrays: Any) -> None:
+    if not all(map(_counts, arrays)):
+        raise ValueError(
+            "indexing: an index that gave each sample its own row when gl.capture recorded it was changed in place; "
+            "capture the function anew"
+        )
+
+
+def _normalize(x: Any, index: tuple) -> tuple[Any, tuple, tuple]:
+    """x, a template with one entry an axis of it (plus Nones), and the integer arrays it names.
+
+    x has a new axis of size 1 for each single bool in the index.
+    """
     module = module_of(x)
-    expanded: list[Any] = []
-    for entry in index:
-        if isinstance(entry, (list, np.ndarray, Traced)) or array_module(entry) is not None:
-            expanded += _as_indices(entry, module)
-        elif entry is None or entry is Ellipsis or isinstance(entry, slice):
-            expanded.append(entry)
-        elif isinstance(entry, bool):
-            raise TypeError("indexing: expected slices, ints, None, Ellipsis or arrays, got a Python bool")
-        elif hasattr(entry, "__index__"):
-            expanded.append(int(entry))
-        else:
-            raise TypeError(
-                f"indexing: expected slices, ints, None, Ellipsis or arrays of ints or bools, got {describe(entry)}"
-            )
-    used = sum(e is not None and e is not Ellipsis for e in expanded)
+    entries = [e if isinstance(e, slice) or type(e) is int else _entry(e, module) for e in index]
+    used = sum(map(_axes_of, entries))
     if used > x.ndim:
         raise IndexError(f"indexing: {used} indices for an array of {x.ndim} dimensions")
-    rest = [slice(None)] * (x.ndim - used)
-    dots = next((i for i, e in enumerate(expanded) if e is Ellipsis), len(expanded))
-    full = expanded[:dots] + rest + expanded[dots + 1 :]
-    arrays = tuple(e for e in full if array_module(e) is not None or type(e) is Traced)
-    return tuple(ARRAY if array_module(e) is not None or type(e) is Traced else e for e in full), arrays
+    dots = next((i for i, e in enumerate(entries) if e is Ellipsis), len(entries))
+    entries[dots : dots + 1] = [slice(None)] * (x.ndim - used)
+    full: list[Any] = []
+    for e in entries:
+        axis = sum([f is not None for f in full])
+        if _is_mask(e) and not shape_of(e):
+            x = expand_dims(x, axis)
+        full += _as_indices(e, x.shape[axis:], module) if hasattr(e, "dtype") else [e]
+    arrays = tuple([e for e in full if hasattr(e, "dtype")])
+    return x, tuple([ARRAY if hasattr(e, "dtype") else e for e in full]) if arrays else tuple(full), arrays
 
 
-def _as_indices(entry: Any, module: Any) -> list[Any]:
-    """An integer array as it is; a mask as the positions of its True entries."""
-    if isinstance(entry, list):
-        entry = module.asarray(entry, dtype=int if not entry else None)
-    kind = entry.dtype.kind
-    if kind == "b":
-        return list(module.nonzero(concrete(entry, "a mask as an index")))
-    if kind not in "iu":
-        raise TypeError(f"indexing: expected arrays of ints or bools, got {describe(entry)}")
-    if type(entry) is not Traced and not shape_of(entry):
-        return [int(entry)]
-    return [entry]
+def _entry(e: Any, module: Any) -> Any:
+    """An entry of an index as None, Ellipsis, a slice, an int, or an array of ints or bools."""
+    if e is None or e is Ellipsis:
+        return e
+    if isinstance(e, (list, tuple, range, bool)):
+        e = module.asarray(e, dtype=None if isinstance(e, bool) or len(e) else int)
+    elif not hasattr(e, "dtype") and hasattr(e, "__index__"):
+        return int(e)
+    e = adopt(e)
+    kind = getattr(getattr(e, "dtype", None), "kind", "")
+    if kind not in ("b", "i", "u"):
+        raise TypeError(
+            f"indexing: expected slices, ints, None, Ellipsis or arrays of ints or bools, got {describe(e)}"
+        )
+    return int(e) if kind != "b" and type(e) is not Traced and not shape_of(e) else e
 
 
-def take(a: Any, indices: Any, axis: Any = None, out: Any = None, mode: str = "raise") -> Any:
-    if out is not None or mode != "raise":
-        raise NotImplementedError("take: out= and mode= are not supported on a traced array")
-    if axis is None:
-        a, axis = ravel(a), 0
-    axis = normalize_axis("take", axis, len(shape_of(a)))
-    indices = indices if hasattr(indices, "dtype") else module_of(a).asarray(indices)
-    return getitem(a, (*[slice(None)] * axis, indices))
+def _is_mask(e: Any) -> bool:
+    return hasattr(e, "dtype") and e.dtype.kind == "b"
 
 
-def take_along_axis(arr: Any, indices: Any, axis: Any = -1) -> Any:
-    if axis is None:
-        arr, axis = ravel(arr), 0
-    ndim = len(shape_of(arr))
-    axis = normalize_axis("take_along_axis", axis, ndim)
-    if len(shape_of(indices)) != ndim:
-        raise ValueError(f"take_along_axis: expected indices of {ndim} dimensions, got {describe(indices)}")
-    xp, shape = module_of(arr), list(np.broadcast_shapes(arr.shape[:axis], indices.shape[:axis]))
-    shape += [indices.shape[axis], *np.broadcast_shapes(arr.shape[axis + 1 :], indices.shape[axis + 1 :])]
-    grids = [xp.arange(n).reshape(*(n if j == i else 1 for j in range(ndim))) for i, n in enumerate(shape)]
-    return getitem(arr, tuple(indices if i == axis else g for i, g in enumerate(grids)))
+def _axes_of(e: Any) -> int:
+    """How many axes of x an entry takes."""
+    return len(shape_of(e)) if _is_mask(e) else int(e is not None and e is not Ellipsis)
 
 
-def diagonal(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Any:
-    ndim = len(shape_of(a))
-    i, j = (normalize_axis("diagonal", x, ndim) for x in (axis1, axis2))
-    moved = _transpose(a, axes=(*[n for n in range(ndim) if n not in (i, j)], i, j))
-    rows, columns = moved.shape[-2:]
-    n = max(min(rows + min(offset, 0), columns - max(offset, 0)), 0)
-    steps = module_of(a).arange(n)
-    return getitem(moved, (Ellipsis, steps - min(offset, 0), steps + max(offset, 0)))
+def _as_indices(e: Any, shape: tuple[int, ...], module: Any) -> list[Any]:
+    """An integer array as it is; a mask of the leading axes of `shape` as the positions of its True entries."""
+    if e.dtype.kind != "b":
+        return [e]
+    mask = concrete(e, "a mask as an index")
+    if not mask.shape:
+        return [module.zeros(int(mask), int)]
+    if mask.shape != shape[: mask.ndim]:
+        raise IndexError(f"indexing: expected a mask of shape {shape[: mask.ndim]}, got {describe(mask)}")
+    return places("the mask of an index", array_module(mask).nonzero, mask)
 
 
-def trace(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1, dtype: Any = None, out: Any = None) -> Any:
-    if out is not None or dtype is not None:
-        raise NotImplementedError("trace: dtype= and out= are not supported on a traced array")
-    return diagonal(a, offset, axis1, axis2).sum(axis=-1)
+def places(what: str, find: Any, *args: Any) -> list[Any]:
+    """The index arrays find(*args), of plain arrays; inside gl.capture found anew at every replay.
 
+    A replay that finds more or fewer than the recorded call raises ValueError: shapes are recorded.
+    """
+    if RECORDER.get() is None:
+        return list(find(*args))
+    count = len(find(*args)[0])
 
-def repeat(a: Any, repeats: Any, axis: Any = None) -> Any:
-    if axis is None:
-        a, axis = ravel(a), 0
-    axis = normalize_axis("repeat", axis, len(shape_of(a)))
-    return take(a, module_of(a).repeat(module_of(a).arange(a.shape[axis]), repeats), axis)
+    def again(*args: Any) -> tuple:
+        found = find(*args)
+        if len(found[0]) != count:
+            raise ValueError(
+                f"{what} picks {len(found[0])} entries, {count} when gl.capture recorded it; give it as many, or "
+                "capture the function anew"
+            )
+        return tuple(found)
 
-
-HANDLERS.update(
-    {
-        np.take: take,
-        np.take_along_axis: take_along_axis,
-        np.diagonal: diagonal,
-        np.trace: trace,
-        np.repeat: repeat,
-        np.diag: lambda v, k=0: diagonal(v, k) if v.ndim == 2 else _diagflat(v, k),
-    }
-)
-
-
-def _diagflat(v: Any, k: int) -> Any:
-    """A matrix with the vector v on its k-th diagonal."""
-    n, steps = v.shape[0] + abs(k), module_of(v).arange(v.shape[0])
-    stack = scatter(reshape(v, (1, -1)), steps - min(k, 0), steps + max(k, 0), template=(ARRAY, ARRAY), shape=(n, n))
-    return reshape(stack, (n, n))
+    return list(recorded(again, *args))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
 
 from ..op import Op, describe, normalize_axis, shape_of
-from ..trace import HANDLERS
+from ..trace import HANDLERS, Traced, module_of, raw
 from .batching import Mixed, Tag, agree
 from .index import getitem
 from .reduce import refuse
@@ -55,16 +57,51 @@ def _batch(tags: tuple, shapes: tuple, static: dict) -> Any:
 _concatenate = Op("concatenate", check=_check, forward=_forward, vjp=_vjp, jvp=_jvp, batch=_batch)
 
 
+def as_array(x: Any, like: Any = None) -> Any:
+    """An array, traced or not, of x: an array, a number, or a (nested) list of these; on the device of `like`."""
+    if hasattr(x, "dtype"):
+        return x
+    if isinstance(x, (list, tuple)) and holds_traced(x):
+        return stack([as_array(entry, like) for entry in x])
+    return (np if like is None else module_of(raw(like))).asarray(x)
+
+
+def holds_traced(x: Any) -> bool:
+    return type(x) is Traced or (isinstance(x, (list, tuple)) and any(map(holds_traced, x)))
+
+
+def arrays_of(x: Any) -> list[Any]:
+    """The arrays to join: lists and numbers as arrays on the device of the traced one among them."""
+    x = list(x)
+    like = next((a for a in x if type(a) is Traced), None)
+    return [as_array(a, like) for a in x]
+
+
+def taking_lists(call: Callable[..., Any], count: int | None = None) -> Callable[..., Any]:
+    """The handler `call`, whose first `count` positional arguments are taken for arrays where they are lists."""
+
+    @wraps(call)
+    def handler(*args: Any, **kwargs: Any) -> Any:
+        kinds = [*map(type, args[:count])]
+        if list in kinds or tuple in kinds:
+            like = next((a for a in args if type(a) is Traced), None)
+            arrays = [as_array(a, like) if kind in (list, tuple) else a for a, kind in zip(args, kinds, strict=False)]
+            args = (*arrays, *args[len(arrays) :])
+        return call(*args, **kwargs)
+
+    return handler
+
+
 def concatenate(arrays: Any, axis: Any = 0, out: Any = None, **others: Any) -> Any:
     refuse("concatenate", out, {k: v for k, v in others.items() if (k, v) != ("casting", "same_kind")})
-    arrays = [x if hasattr(x, "shape") else np.asarray(x) for x in arrays]
+    arrays = arrays_of(arrays)
     if axis is None:
         arrays, axis = [ravel(x) for x in arrays], 0
     return _concatenate(*arrays, axis=normalize_axis("concatenate", axis, len(shape_of(arrays[0]))))
 
 
 def stack(arrays: Any, axis: int = 0, out: Any = None, **others: Any) -> Any:
-    arrays = [x if hasattr(x, "shape") else np.asarray(x) for x in arrays]
+    arrays = arrays_of(arrays)
     for x in arrays:
         if shape_of(x) != shape_of(arrays[0]):
             raise ValueError(f"stack: expected equal shapes, got {describe(arrays[0])} and {describe(x)}")
@@ -72,16 +109,16 @@ def stack(arrays: Any, axis: int = 0, out: Any = None, **others: Any) -> Any:
 
 
 def hstack(tup: Any, **others: Any) -> Any:
-    arrays = [atleast_1d(x) for x in tup]
+    arrays = [atleast_1d(x) for x in arrays_of(tup)]
     return concatenate(arrays, 0 if len(shape_of(arrays[0])) == 1 else 1, **others)
 
 
 def vstack(tup: Any, **others: Any) -> Any:
-    return concatenate([atleast_2d(x) for x in tup], 0, **others)
+    return concatenate([atleast_2d(x) for x in arrays_of(tup)], 0, **others)
 
 
 def column_stack(tup: Any) -> Any:
-    return concatenate([reshape(x, (-1, 1)) if len(shape_of(x)) < 2 else x for x in tup], 1)
+    return concatenate([reshape(x, (-1, 1)) if len(shape_of(x)) < 2 else x for x in arrays_of(tup)], 1)
 
 
 def array_split(ary: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..op import Op, describe, lift, normalize_axis, shape_of, unbroadcast
 from ..trace import HANDLERS, Namespace, module_of
+from .join import taking_lists
 from .matmul import matmul
 from .matrices import check_lapack, check_matrix, from_lower, matrices_batch, mt, result_class
 from .nondiff import concrete
@@ -265,13 +266,13 @@ def tensorinv(a: Any, ind: int = 2) -> Any:
 
 HANDLERS.update(
     {
-        np.linalg.solve: solve,
+        np.linalg.solve: taking_lists(solve),
         np.linalg.inv: lambda a: _inv(a),
         np.linalg.det: lambda a: _det(a),
         np.linalg.slogdet: lambda a: result_class("slogdet")(*_slogdet(a)),
         np.linalg.pinv: pinv,
-        np.linalg.lstsq: lstsq,
-        np.linalg.tensorsolve: tensorsolve,
+        np.linalg.lstsq: taking_lists(lstsq, 2),
+        np.linalg.tensorsolve: taking_lists(tensorsolve, 2),
         np.linalg.tensorinv: tensorinv,
     }
 )

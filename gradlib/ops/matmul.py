@@ -15,10 +15,11 @@ from ..jacobian.blocks import Kronecker, SharedDense
 from ..jacobian.factors import Outer, rows_by_sample
 from ..op import Op, describe, normalize_axis, shape_of, unbroadcast
 from ..precision import narrow, wide
-from ..trace import HANDLERS, lose_trace, module_of
+from ..trace import HANDLERS, Traced, lose_trace, module_of
 from .arithmetic import multiply
 from .batching import Mixed, Tag
 from .index import getitem
+from .join import as_array, taking_lists
 from .reduce import sum_
 from .shape import broadcast_to, expand_dims, reshape, squeeze, transpose
 
@@ -280,6 +281,8 @@ def einsum(subscripts: Any, *operands: Any, out: Any = None, optimize: Any = Fal
         raise lose_trace("einsum: out=", "use the result instead")
     if not isinstance(subscripts, str):
         subscripts, operands = _lettered((subscripts, *operands))
+    like = next((x for x in operands if type(x) is Traced), None)
+    operands = tuple(as_array(x, like) if isinstance(x, (list, tuple)) else x for x in operands)
     left, arrow, result = subscripts.replace(" ", "").partition("->")
     terms, args = left.split(","), list(operands)
     if len(terms) != len(args):
@@ -333,12 +336,12 @@ def _of_equal_sizes(subscripts: str, terms: list[str], args: list[Any]) -> list[
 HANDLERS.update(
     {
         np.matmul: matmul,
-        np.dot: dot,
-        np.inner: inner,
-        np.outer: outer,
-        np.vdot: vdot,
-        np.tensordot: tensordot,
-        np.kron: kron,
+        np.dot: taking_lists(dot),
+        np.inner: taking_lists(inner),
+        np.outer: taking_lists(outer),
+        np.vdot: taking_lists(vdot),
+        np.tensordot: taking_lists(tensordot, 2),
+        np.kron: taking_lists(kron),
         np.einsum: einsum,
     }
 )

@@ -8,8 +8,22 @@ from typing import Any
 import numpy as np
 
 from ..trace import HANDLERS, Traced, lose_trace
-from . import arithmetic, cumulative, elementwise, index, masked, matmul, nondiff, numeric, questions, reduce, shape
-from .building import as_array, compress
+from . import (
+    arithmetic,
+    cumulative,
+    elementwise,
+    index,
+    masked,
+    matmul,
+    nondiff,
+    numeric,
+    picking,
+    questions,
+    reduce,
+    shape,
+)
+from .building import compress
+from .join import as_array
 
 _UNUSUAL = frozenset({type(None), str, list, tuple})
 
@@ -66,9 +80,9 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "swapaxes": shape.swapaxes,
     "astype": shape.astype,
     "dot": matmul.dot,
-    "take": index.take,
-    "diagonal": index.diagonal,
-    "trace": index.trace,
+    "take": picking.take,
+    "diagonal": picking.diagonal,
+    "trace": picking.trace,
     "argmax": HANDLERS[np.argmax],
     "argmin": HANDLERS[np.argmin],
     "argsort": HANDLERS[np.argsort],
@@ -83,7 +97,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "compress": lambda a, condition, axis=None: compress(condition, a, axis),
     "sort": _in_place("sort"),
     "partition": _in_place("partition"),
-    "repeat": index.repeat,
+    "repeat": picking.repeat,
     "copy": elementwise.positive,
 }
 

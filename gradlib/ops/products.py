@@ -11,10 +11,10 @@ from ..op import describe, normalize_axis, shape_of
 from ..trace import HANDLERS, module_of
 from . import arithmetic, numeric
 from .arithmetic import multiply
-from .index import diagonal, trace
 from .linalg import _inv
 from .matmul import matmul, outer, tensordot
 from .matrices import check_matrix
+from .picking import diagonal, trace
 from .reduce import sum_
 from .shape import expand_dims, matrix_transpose, moveaxis, reshape, squeeze
 

@@ -38,7 +38,7 @@ _PLACES = (
     np.isclose, np.isin, np.isneginf, np.isposinf, np.isreal, np.iscomplex, np.array_equiv, np.digitize, np.bincount,
 )  # fmt: skip
 HANDLERS.update({f: _plain(f) for f in _PLACES})
-nonzero, searchsorted = HANDLERS[np.nonzero], HANDLERS[np.searchsorted]
+nonzero, searchsorted, counts = (HANDLERS[f] for f in (np.nonzero, np.searchsorted, np.bincount))
 HANDLERS[np.linalg.matrix_rank] = lambda A, *args, **kwargs: np.linalg.matrix_rank(
     concrete(A, "matrix_rank"), *args, **kwargs
 )

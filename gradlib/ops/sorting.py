@@ -15,7 +15,8 @@ from ..op import Op, describe, normalize_axes, normalize_axis, shape_of
 from ..trace import HANDLERS, Namespace, lose_trace
 from .arithmetic import add, multiply, subtract
 from .batching import same_axes_batch
-from .index import getitem, take
+from .index import getitem
+from .picking import take
 from .reduce import mean
 from .shape import expand_dims, reshape, transpose
 

@@ -11,9 +11,9 @@ import numpy as np
 from ..op import describe, normalize_axes, shape_of
 from ..trace import HANDLERS
 from .arithmetic import divide, multiply, subtract, where
-from .building import as_array
 from .cumulative import cumprod
 from .elementwise import square
+from .join import as_array
 from .nondiff import equal
 from .reduce import cumsum, max_, mean, min_, prod, refuse, safe_root, sum_
 from .shape import broadcast_to, reshape

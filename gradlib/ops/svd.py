@@ -23,8 +23,8 @@ from ..trace import HANDLERS, Namespace
 from .completion import completed
 from .decompositions import eigh
 from .elementwise import absolute
-from .index import take_along_axis
 from .matrices import check_matrix, diagonal_of, inverse_gaps, matrices_batch, mt, on_diagonal, result_class
+from .picking import take_along_axis
 from .shape import expand_dims, flip, swapaxes
 
 
