@@ -291,7 +291,8 @@ def lose_trace(what: str, instead: str) -> TypeError:
 _STORE_ITEM = dis.opmap["STORE_SUBSCR"]
 _INSTEAD = (
     "join traced values with np.stack or np.concatenate, repeat one with np.broadcast_to, choose with np.where, "
-    "or take gl.stop_gradient(x) first; for SciPy's logsumexp and softmax use gl.logsumexp and gl.softmax"
+    "or take gl.stop_gradient(x) first; for SciPy's logsumexp and softmax "
+    "use gl.logsumexp(x, axis=None) and gl.softmax(x, axis=None)"
 )
 
 

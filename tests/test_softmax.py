@@ -4,6 +4,7 @@ import jax
 import mpmath
 import numpy as np
 import pytest
+import scipy.special
 from rulecheck import Case, RuleCheck, close, randn
 
 import gradlib as gl
@@ -246,3 +247,63 @@ def test_masked_softmax_is_replayed():
         x, mask = randn(2, 3, 4, seed=seed), _mask(2, 1, 4, seed=seed)
         want = gl.grad(lambda x, mask=mask: np.sum(gl.softmax(x, mask=mask, causal=True) ** 2))(x)
         np.testing.assert_array_equal(f(x, mask), want)
+
+
+AXES = [None, (0, 2), (1,), (-1, 0), ()]
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_several_axes_are_scipys(axis):
+    x = randn(2, 3, 4, scale=2)
+    for ours, theirs in ((gl.softmax, scipy.special.softmax), (gl.log_softmax, scipy.special.log_softmax)):
+        if axis != ():
+            close(ours(x, axis), theirs(x, axis), 1e-14)
+            gl.check_grads(lambda x, f=ours: f(x, axis), (x,), order=2)
+    for keepdims in (False, True):
+        y = gl.logsumexp(x, axis, keepdims)
+        want = scipy.special.logsumexp(x, axis, keepdims=keepdims) if axis != () else x
+        assert y.shape == want.shape
+        close(y, want, 1e-14)
+    gl.check_grads(lambda x: gl.logsumexp(x, axis, True), (x,), order=2)
+
+
+def test_logsumexp_with_weights_is_scipys():
+    x, b = randn(2, 3, 4, scale=2), np.abs(randn(3, 1)) + 0.1
+    b[0] = 0
+    for axis, keepdims in ((None, False), ((0, 1), True), (1, False), (-1, True)):
+        for weights in (b, 2.0, b - 0.05 * (b > 0)):
+            y, want = gl.logsumexp(x, axis, keepdims, b=weights), scipy.special.logsumexp(x, axis, weights, keepdims)
+            assert y.shape == want.shape
+            close(np.exp(y), np.exp(want), 1e-13)
+            gl.check_grads(lambda x, a=axis, w=weights: np.exp(gl.logsumexp(x, a, b=w)), (x,), order=2)
+    gl.check_grads(lambda x, b: gl.logsumexp(x, None, b=b), (x, b), order=2)
+    assert gl.vjp(lambda x: gl.logsumexp(x, b=2.0), np.float32(x))[0].dtype == np.float32
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_weights_of_zero_and_below():
+    x = np.array([1e4, np.inf, 2.0])
+    assert gl.logsumexp(x, b=np.array([1.0, 0, 1])) == 1e4
+    np.testing.assert_array_equal(gl.grad(lambda x: gl.logsumexp(x, b=np.array([1.0, 0, 1])))(x), [1, 0, 0])
+    np.testing.assert_array_equal(gl.grad(lambda x: gl.logsumexp(x, b=0.0))(x), [0, 0, 0])
+    assert np.isnan(gl.logsumexp(np.zeros(2), b=-1.0))
+    slope = gl.grad(lambda b: gl.logsumexp(np.array([1.0, 2.0]), b=b))(np.array([1.0, 0.0]))
+    close(slope, [1, np.e], 1e-14)
+
+
+def test_masks_need_one_axis():
+    with pytest.raises(ValueError, match="softmax: mask and causal need one axis, got None"):
+        gl.softmax(np.zeros((2, 2)), None, causal=True)
+    with pytest.raises(TypeError, match="logsumexp: expected a floating-point array"):
+        gl.logsumexp(np.zeros(2, int), axis=None)
+    with pytest.raises(ValueError, match="softmax: expected at least one entry"):
+        gl.softmax(np.zeros((2, 0)), None)
+
+
+def test_the_advice_for_scipys_functions_gives_what_they_give():
+    x = randn(2, 3)
+    for f in (scipy.special.logsumexp, scipy.special.softmax):
+        with pytest.raises(TypeError, match=r"use gl\.logsumexp\(x, axis=None\) and gl\.softmax\(x, axis=None\)"):
+            gl.grad(lambda x, f=f: np.sum(f(x)))(x)
+    close(gl.logsumexp(x, axis=None), scipy.special.logsumexp(x), 1e-14)
+    close(gl.softmax(x, axis=None), scipy.special.softmax(x), 1e-14)

@@ -35,9 +35,9 @@ ALTERNATIVES.update(
         "put_along_axis": _WHERE,
         "putmask": _WHERE,
         "resize": "use np.tile and a slice",
-        "scipy.special.logsumexp": "it does not dispatch: use gl.logsumexp(x, axis)",
+        "scipy.special.logsumexp": "it does not dispatch: use gl.logsumexp(x, axis=None, keepdims=False, b=None)",
         "scipy.special.polygamma": "it does not dispatch: use (-1)**(n + 1) * n! * scipy.special.zeta(n + 1, x)",
-        "scipy.special.softmax": "it does not dispatch: use gl.softmax(x, axis)",
+        "scipy.special.softmax": "it does not dispatch: use gl.softmax(x, axis=None)",
         "unwrap": "add multiples of 2π computed with gl.stop_gradient",
         "vander": "use x[:, None] ** np.arange(n)",
     }

@@ -1,4 +1,4 @@
-"""softmax, log_softmax and logsumexp along one axis, safe for logits of any size and for -inf masks.
+"""softmax, log_softmax and logsumexp along one axis or several, safe for logits of any size and for -inf masks.
 
     y = exp(x - m) / Σ exp(x - m), m = max x      dx = y (dy - Σ dy y)          Jacobian: diag(y) - y yᵀ
     l = x - logsumexp(x)                          dx = dy - exp(l) Σ dy         Jacobian: I - 1 exp(l)ᵀ
@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 
 from ..jacobian.blocks import DiagonalLowRank, RowGradient
-from ..op import Op, describe, normalize_axis, shape_of, total
+from ..op import Op, describe, normalize_axes, normalize_axis, shape_of, total
 from ..precision import is_floating, narrow, smallest, wide
-from ..trace import module_of
-from .arithmetic import where
+from ..trace import Traced, module_of
+from .arithmetic import add, multiply, subtract, where
 from .batching import Mixed, elementwise_batch, reduction_batch, same_axes_batch
-from .nondiff import stopped
+from .elementwise import exp, log
+from .nondiff import equal, isfinite, stopped
+from .reduce import max_, sum_
+from .shape import broadcast_to, expand_dims, reshape, transpose
 
 SHORT = 32  # entries of a row that NumPy reduces faster as columns
 
@@ -239,15 +242,37 @@ def _check_mask(name: str, x: Any, axis: int, mask: Any, causal: bool) -> None:
         raise ValueError(f"{name}: the mask must broadcast to x: {describe(mask)} and {describe(x)}")
 
 
-def softmax(x: Any, axis: int = -1, *, mask: Any = None, causal: bool = False) -> Any:
+def _rows(name: str, x: Any, axis: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
+    """x with several axes (None: all) merged into its last one; these axes, and the order that brought them there."""
+    if not hasattr(x, "dtype") or not is_floating(x.dtype):
+        raise TypeError(f"{name}: expected a floating-point array, got {describe(x)}")
+    axes = normalize_axes(name, axis, x.ndim)
+    keep = [i for i in range(x.ndim) if i not in axes]
+    count = math.prod([x.shape[i] for i in axes])
+    if not count:
+        raise ValueError(f"{name}: expected at least one entry along axis {axis}, got {describe(x)}")
+    return reshape(transpose(x, (*keep, *axes)), (*[x.shape[i] for i in keep], count)), axes, (*keep, *axes)
+
+
+def _along_many(name: str, f: Any, x: Any, axis: Any, mask: Any, causal: bool) -> Any:
+    """f along the merged axes, whose result has the shape of x."""
+    if mask is not None or causal is not False:
+        raise ValueError(f"{name}: mask and causal need one axis, got {axis}")
+    rows, _, order = _rows(name, x, axis)
+    y = reshape(f(rows), tuple(x.shape[i] for i in order))
+    return transpose(y, [order.index(i) for i in range(x.ndim)])
+
+
+def softmax(x: Any, axis: Any = -1, *, mask: Any = None, causal: bool = False) -> Any:
     """exp(x) / Σ exp(x) along `axis`. x: (..., C) floating point; the result has its shape and dtype.
 
+    axis: one, a tuple of several, or None for all entries.
     mask: bools that broadcast to x, True = attend; the sum is over those entries, the others are 0 and may hold any
     number, NaN too. causal: the last two axes are (T_q, T_k), and query i attends to keys j <= i + T_k - T_q, besides
     what the mask says. A row without any entry to attend to, or that is all -inf, gives 0 and has derivative 0.
 
-    Raises TypeError for other dtypes, ValueError for an empty axis, a mask that does not broadcast to x, and causal
-    along another axis than the last.
+    Raises TypeError for other dtypes, ValueError for an empty axis, a mask that does not broadcast to x, causal along
+    another axis than the last, and both of them along several axes.
 
     >>> import gradlib as gl, numpy as np
     >>> gl.softmax(np.array([0.0, -np.inf, 0.0]))
@@ -256,6 +281,8 @@ def softmax(x: Any, axis: int = -1, *, mask: Any = None, causal: bool = False) -
     array([[1. , 0. ],
            [0.5, 0.5]])
     """
+    if axis is None or type(axis) is tuple:
+        return _along_many("softmax", softmax, x, axis, mask, causal)
     axis = _axis("softmax", x, axis)
     if mask is None and causal is False:
         return _softmax(x, axis=axis)
@@ -263,15 +290,18 @@ def softmax(x: Any, axis: int = -1, *, mask: Any = None, causal: bool = False) -
     return _masked_softmax(x, *(() if mask is None else (mask,)), axis=axis, causal=bool(causal))
 
 
-def log_softmax(x: Any, axis: int = -1, *, mask: Any = None, causal: bool = False) -> Any:
+def log_softmax(x: Any, axis: Any = -1, *, mask: Any = None, causal: bool = False) -> Any:
     """x - log Σ exp(x) along `axis`. x: (..., C) floating point; the result has its shape and dtype.
 
-    mask, causal: as for `softmax`; what is not attended to gives -inf and has derivative 0. Raises as `softmax` does.
+    axis, mask, causal: as for `softmax`; what is not attended to gives -inf and has derivative 0. Raises as `softmax`
+    does.
 
     >>> import gradlib as gl, numpy as np
     >>> gl.log_softmax(np.array([1e4, 0.0]))
     array([     0., -10000.])
     """
+    if axis is None or type(axis) is tuple:
+        return _along_many("log_softmax", log_softmax, x, axis, mask, causal)
     axis = _axis("log_softmax", x, axis)
     if mask is None and causal is False:
         return _log_softmax(x, axis=axis)
@@ -282,13 +312,34 @@ def log_softmax(x: Any, axis: int = -1, *, mask: Any = None, causal: bool = Fals
     return narrow(y, x.dtype)
 
 
-def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Any:
-    """log Σ exp(x) along `axis`, which goes unless `keepdims`. x: (..., C) floating point.
+def logsumexp(x: Any, axis: Any = -1, keepdims: bool = False, *, b: Any = None) -> Any:
+    """log Σ b exp(x) along `axis`, which goes unless `keepdims`. x: (..., C) floating point.
 
-    Raises TypeError for other dtypes, ValueError for an empty axis.
+    axis: one, a tuple of several, or None for all entries. b: weights that broadcast with x, 1 if not given; NaN where
+    Σ b exp(x) < 0. Raises TypeError for other dtypes, ValueError for an empty axis.
 
     >>> import gradlib as gl, numpy as np
     >>> float(gl.logsumexp(np.array([1e4, -np.inf])))
     10000.0
     """
+    if b is not None:
+        return _weighted(x, axis, bool(keepdims), b)
+    if axis is None or type(axis) is tuple:
+        rows, axes, _ = _rows("logsumexp", x, axis)
+        y = _logsumexp(rows, axis=rows.ndim - 1, keepdims=False)
+        return expand_dims(y, axes) if keepdims else y
     return _logsumexp(x, axis=_axis("logsumexp", x, axis), keepdims=bool(keepdims))
+
+
+def _weighted(x: Any, axis: Any, keepdims: bool, b: Any) -> Any:
+    """m + log Σ b exp(x - m) with m = max x; an x that a constant b of 0 leaves out may hold any number."""
+    x = broadcast_to(x, np.broadcast_shapes(shape_of(x), shape_of(b)))
+    if type(b) is not Traced:
+        x = where(equal(b, 0), -math.inf, x)
+    axes = normalize_axes("logsumexp", axis, x.ndim)
+    m = stopped(max_(x, axes, keepdims=True))
+    m = where(isfinite(m), m, 0.0)
+    s = sum_(multiply(b, exp(subtract(x, m))), axes, keepdims=True)
+    none = equal(s, 0)
+    y = where(none, -math.inf, add(m, log(where(none, 1.0, s))))
+    return y if keepdims else reshape(y, tuple(n for i, n in enumerate(x.shape) if i not in axes))
