@@ -401,6 +401,9 @@ class Traced:
             return handler(*inputs, **{k: v for k, v in kwargs.items() if (k, v) != ("keepdims", False)})
         # SciPy's ufuncs are known by name, so that SciPy need not be imported
         handler = HANDLERS.get(ufunc) or HANDLERS.get(("scipy.special", name)) or _unsupported(name)
+        if "dtype" in kwargs and np.dtype(kwargs["dtype"]).kind == "f":  # the dtype to compute in
+            inputs = tuple([CREATORS[np.asarray](self, x, kwargs["dtype"]) for x in inputs])
+            kwargs = {k: v for k, v in kwargs.items() if k != "dtype"}
         if kwargs and ufunc.signature is None:
             raise NotImplementedError(f"{name}: keyword {', '.join(kwargs)} is not supported on a traced array")
         return handler(*inputs, **kwargs)

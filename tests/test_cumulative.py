@@ -36,6 +36,7 @@ X = randn(3, 4)
 CALLS = {
     "cumprod": (lambda x: np.cumprod(x) * x.cumprod(), X),
     "cumprod axis": (lambda x: np.cumprod(x, axis=-1), X),
+    "dtype": (lambda x: np.cumprod(x, 1, dtype=float) + np.cumsum(x, 1, float) + x.trace(dtype=float), X),
     "accumulate": (lambda x: np.multiply.accumulate(x) + np.add.accumulate(x, axis=1), X),
 }
 if hasattr(np, "cumulative_sum"):

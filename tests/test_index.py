@@ -50,11 +50,8 @@ ERRORS = [
     (lambda: gl.grad(lambda x: x[:, A_MASK].sum())(np.ones((3, 2))), IndexError, "a mask of shape (2,), got bool[3]"),
     (lambda: gl.grad(lambda x: x[np.ones((2, 4), bool)].sum())(np.ones((3, 5))), IndexError, "(3, 5), got bool[2, 4]"),
     (lambda: gl.grad(lambda x: x[3])(np.ones(3)), IndexError, "3"),
-    (
-        lambda: gl.grad(lambda x: np.take(x, 0, mode="clip"))(np.ones(3)),
-        NotImplementedError,
-        "take: out= and mode=",
-    ),
+    (lambda: gl.grad(lambda x: np.take(x, 0, mode="edge"))(np.ones(3)), ValueError, 'take: expected mode "raise", "w'),
+    (lambda: gl.grad(lambda x: np.take(x, 0, out=np.ones(1)))(np.ones(3)), TypeError, "take: out="),
     (
         lambda: gl.grad(lambda x: np.take_along_axis(x, np.array([0]), 0).sum())(np.ones((2, 2))),
         ValueError,
@@ -88,6 +85,9 @@ CALLS = {
     "pairs": lambda x: x[np.arange(3), np.array([1, 0, 3])],
     "take": lambda x: np.take(x, [1, 1, 0], axis=1) + x.take(np.array([2, 1, 0]), axis=1),
     "take flat": lambda x: np.take(x, np.array([[5, 0], [5, -1]])),
+    "take wrap": lambda x: np.take(x, [[9, -7], [3, 0]], 1, mode="wrap") + x.take([-1, 99], mode="wrap")[0],
+    "take clip": lambda x: np.take(x, np.array([9, -7, 2]), axis=0, mode="clip"),
+    "take at a place": lambda x: np.take(x, np.argmax(x[:, 0, 0]) + 7, 0, mode="wrap"),
     "along": lambda x: np.take_along_axis(x, np.argsort(x, axis=1), axis=1),
     "along broadcast": lambda x: np.take_along_axis(x, np.array([[[0], [3]]]), axis=1),
     "along flat": lambda x: np.take_along_axis(x, np.array([3, 3]), axis=None),
@@ -158,6 +158,7 @@ def test_a_replay_sees_indices_that_change_in_place():
     counts = np.array([1, 2, 0])
     gradient = gl.grad(lambda x: np.sum(np.repeat(x, counts, 0) ** 2))
     _replays(gradient, X, lambda: counts.put([0, 1], [3, 0]))
+    _replays(gl.grad(lambda x: np.sum(np.take(x, counts, 0, mode="wrap") ** 2)), X, lambda: counts.put([1], [8]))
     drop = np.array([0])
     _replays(gl.grad(lambda x: np.sum(np.delete(x, drop, 0) ** 2)), X, lambda: drop.fill(2))
 

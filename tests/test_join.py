@@ -70,6 +70,24 @@ def test_numpy_conventions(name):
 
 
 L = [1.0, 2.0, 3.0]
+DTYPES = {
+    "concatenate": lambda x: np.concatenate([x, x**2], dtype=np.float64),
+    "stack": lambda x: np.stack([x, [1, 2, 3]], dtype=np.float64, casting="unsafe"),
+    "hstack": lambda x: np.hstack([x, 1.0], dtype=np.float32),
+    "vstack": lambda x: np.vstack([x, x], dtype=np.float64),
+}
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_the_dtype_of_the_result(name):
+    f, x = DTYPES[name], np.array([0.5, 1.5, -2.0], np.float32)
+    y, pullback = gl.vjp(f, x)
+    assert y.dtype == f(x).dtype and pullback(np.ones_like(y))[0].dtype == np.float32
+    np.testing.assert_array_equal(y, f(x))
+    if y.dtype == np.float64:
+        gl.check_grads(f, (x.astype(float),))
+
+
 LISTS = {
     "hstack": lambda z: np.hstack([z[0], 1.0, z[1], L, [z[2]]]),
     "vstack": lambda z: np.vstack([z, L, (z[0], 1, 2)]),

@@ -33,7 +33,8 @@ ERRORS = [
     (lambda: gl.grad(lambda x: x.reshape(4).sum())(np.ones(3)), ValueError, "reshape: cannot reshape (3,) … (4,)"),
     (lambda: gl.grad(lambda x: x.reshape(2, -1).sum())(np.ones(3)), ValueError, "reshape: cannot reshape"),
     (lambda: gl.grad(lambda x: x.reshape(-1, -1).sum())(np.ones(4)), ValueError, "reshape: cannot reshape"),
-    (lambda: gl.grad(lambda x: x.reshape(3, order="F").sum())(np.ones(3)), NotImplementedError, 'order="C"'),
+    (lambda: gl.grad(lambda x: x.reshape(3, order="K").sum())(np.ones(3)), ValueError, 'reshape: expected order "C"'),
+    (lambda: gl.capture(lambda x: x.ravel("K"))(np.ones(3)), TypeError, "the order of an array in memory … freeze"),
     (lambda: gl.grad(lambda x: x.transpose(0, 0).sum())(np.ones((2, 2))), ValueError, "transpose: axes (0, 0)"),
     (lambda: gl.grad(lambda x: np.squeeze(x, 0).sum())(np.ones((2, 1))), ValueError, "squeeze: axis 0 … (2, 1)"),
     (
@@ -57,6 +58,8 @@ CALLS = {
     "reshape": lambda x: x.reshape(4, -1),
     "reshape tuple": lambda x: np.reshape(x, (-1,)),
     "ravel": lambda x: x.ravel() + x.flatten() + np.ravel(x),
+    "Fortran": lambda x: x.reshape(4, -1, order="F") + np.reshape(x[:, 0].ravel("F"), (4, 2), "F") @ np.ones((2, 6)),
+    "ravel Fortran": lambda x: np.ravel(x, "F") + x.flatten("F") + x.ravel(order="A") + x.T.flatten("K"),
     "T": lambda x: x.T,
     "mT": lambda x: x.mT + np.matrix_transpose(x),
     "transpose": lambda x: x.transpose(1, 0, 2) + x.transpose((1, 0, 2)) + np.transpose(x, (1, -3, -1)),
@@ -96,3 +99,16 @@ def test_casts():
     assert gl.grad(lambda x: np.sum(x.astype(np.float64) ** 2))(x).dtype == "float32"
     assert gl.jvp(lambda x: x.astype(np.float64), (x,), (x,))[1].dtype == "float64"
     assert gl.grad(lambda x: np.sum(x * x.astype(int)))(x).tolist() == [1, -2]
+
+
+@pytest.mark.parametrize("lay", [np.asfortranarray, lambda x: x.transpose(1, 2, 0), lambda x: x[::-1, :, ::2]])
+@pytest.mark.parametrize("order", ["A", "K", "C", "F"])
+def test_orders_of_memory(lay, order):
+    x = lay(np.arange(24.0).reshape(2, 3, 4))
+    fs = [lambda x: x.ravel(order), lambda x: np.ravel(x * 1, order), lambda x: x.T.flatten(order)]
+    fs += [lambda x: np.reshape(x, (-1, 2), order=order)] if order != "K" else []
+    for f in fs:
+        y, pullback = gl.vjp(f, x)
+        np.testing.assert_array_equal(y, f(x))
+        np.testing.assert_array_equal(pullback(np.sin(y))[0], np.sin(x))
+        np.testing.assert_array_equal(gl.jvp(f, (x,), (np.sin(x),))[1], np.sin(y))

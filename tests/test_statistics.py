@@ -10,6 +10,9 @@ import gradlib as gl
 X = randn(3, 4)
 
 
+M = np.array([[1, 0, 1, 1], [1, 1, 1, 0], [0, 1, 1, 1]]) > 0
+
+
 def holes(x):
     """x with nan where it is large."""
     return np.where(x > 0.8, np.nan, x)
@@ -30,6 +33,16 @@ CALLS = {
     "nanmax": (lambda x: np.nanmax(holes(x), 1) + np.nanmin(holes(x), (0, 1), keepdims=True), X),
     "nanmean": (lambda x: np.nanmean(holes(x), 0, keepdims=True) * np.nanmean(holes(x)), X),
     "nanvar": (lambda x: np.nanvar(holes(x), 1, ddof=1) + np.nanstd(holes(x)), X),
+    "nan where": (
+        lambda x: (
+            np.nansum(holes(x), 1, where=M, initial=1.0)
+            + np.nanprod(holes(x), 1, where=M, dtype=float)
+            + np.nanmax(holes(x), 1, where=M, initial=-3.0) * np.nanmin(holes(x), 1, initial=0.2)
+        ),
+        X,
+    ),
+    "nan mean where": (lambda x: np.nanmean(holes(x), 1, where=M, dtype=float) + np.nanvar(holes(x), 1, where=M), X),
+    "nanvar mean": (lambda x: np.nanvar(holes(x), 1, mean=x[:, :1], dtype=float) + np.nanstd(holes(x), 1, ddof=1), X),
     "nancumsum": (lambda x: np.nancumsum(holes(x), 1) + np.nancumprod(holes(x), 0), X),
 }
 
@@ -60,7 +73,8 @@ ERRORS = [
         ValueError,
         "average: expected weights … (3,)",
     ),
-    (lambda: gl.grad(lambda x: np.nanmax(x, initial=0.0))(X), NotImplementedError, "nanmax: keyword initial"),
+    (lambda: gl.grad(lambda x: np.nanmax(x, where=X > 0))(X), ValueError, "max: where= needs initial="),
+    (lambda: gl.grad(lambda x: np.nanmean(x, out=X))(X), TypeError, "sum: out="),
     (lambda: gl.grad(lambda x: np.ptp(x, 5).sum())(X), ValueError, "axis 5 is out of range"),
     (lambda: gl.grad(lambda x: np.nanmedian(x))(X), NotImplementedError, "nanmedian; use np.median"),
 ]

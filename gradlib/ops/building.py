@@ -1,4 +1,4 @@
-"""Building arrays out of arrays: tile, pad, append, select, rot90 and their kin, composed of joins, moves and indexing.
+"""Building arrays out of arrays: tile, append, select, rot90 and their kin, composed of joins, moves and indexing.
 
 Lists of numbers and of traced values are taken where NumPy takes them.
 """
@@ -15,8 +15,8 @@ from ..op import describe, normalize_axis, shape_of
 from ..trace import HANDLERS, Traced, module_of, raw
 from .arithmetic import add, divide, multiply, subtract, where
 from .index import getitem, places
-from .join import as_array, concatenate, holds_traced, split, taking_lists
-from .nondiff import concrete
+from .join import as_array, concatenate, split, taking_lists
+from .nondiff import concrete, floor
 from .picking import take
 from .reduce import refuse
 from .shape import (
@@ -33,7 +33,7 @@ from .shape import (
 )
 
 
-# --- repeating and padding -----------------------------------------------------------------------------------------
+# --- repeating -----------------------------------------------------------------------------------------
 def tile(A: Any, reps: Any) -> Any:
     reps = tuple(int(n) for n in reps) if isinstance(reps, (tuple, list, np.ndarray)) else (int(reps),)
     if any(n < 0 for n in reps):
@@ -44,56 +44,6 @@ def tile(A: Any, reps: Any) -> Any:
     apart = reshape(A, tuple(n for size in shape for n in (1, size)))
     repeated = broadcast_to(apart, tuple(n for pair in zip(reps, shape, strict=True) for n in pair))
     return reshape(repeated, tuple(m * n for m, n in zip(reps, shape, strict=True)))
-
-
-_INDEX_MODES = ("edge", "reflect", "symmetric", "wrap")
-
-
-def pad(array: Any, pad_width: Any, mode: Any = "constant", **options: Any) -> Any:
-    """np.pad in the modes constant, edge, reflect, symmetric and wrap."""
-    ndim = len(shape_of(array))
-    if isinstance(pad_width, dict):
-        given = {normalize_axis("pad", axis, ndim): w for axis, w in pad_width.items()}
-        pad_width = [given.get(axis, 0) for axis in range(ndim)]
-        pad_width = [w if isinstance(w, (tuple, list)) else (w, w) for w in pad_width]
-    widths = _pairs("pad_width", pad_width, ndim)
-    if any(n < 0 for pair in widths for n in pair):
-        raise ValueError(f"pad: expected widths of at least 0, got {pad_width}")
-    values = options.pop("constant_values", 0) if mode == "constant" else None
-    if mode not in ("constant", *_INDEX_MODES) or (options and options != {"reflect_type": "even"}):
-        raise NotImplementedError(
-            f"pad: mode {mode!r} with {options or 'no options'} is not supported on a traced array; the modes "
-            "constant, edge, reflect, symmetric and wrap are; join np.mean, np.max, … with np.concatenate for others"
-        )
-    if mode != "constant":
-        for axis, pair in enumerate(widths):
-            if any(pair):
-                array = take(array, np.pad(np.arange(shape_of(array)[axis]), pair, mode=mode), axis)
-        return array
-    if type(values) is Traced or holds_traced(values):
-        raise NotImplementedError("pad: traced constant_values are not supported; join them with np.concatenate")
-    for axis, (pair, value) in enumerate(zip(widths, _pairs("constant_values", values, ndim), strict=True)):
-        array = _pad_constant(array, axis, pair, value)
-    return array
-
-
-def _pairs(what: str, x: Any, ndim: int) -> list[tuple]:
-    """(before, after) for each axis."""
-    try:
-        return [tuple(pair) for pair in np.broadcast_to(np.asarray(x), (ndim, 2)).tolist()]
-    except ValueError:
-        raise ValueError(
-            f"pad: expected {what} as a number, a pair or a pair for each of {ndim} axes, got {x}"
-        ) from None
-
-
-def _pad_constant(array: Any, axis: int, widths: tuple, values: tuple) -> Any:
-    xp, shape, parts = module_of(raw(array)), list(shape_of(array)), [array]
-    for side, (n, value) in enumerate(zip(widths, values, strict=True)):
-        if n:
-            block = xp.full((*shape[:axis], n, *shape[axis + 1 :]), value, array.dtype)
-            parts = [block, *parts] if side == 0 else [*parts, block]
-    return concatenate(parts, axis) if len(parts) > 1 else array
 
 
 def full_like(a: Any, fill_value: Any, dtype: Any = None, order: str = "K", subok: bool = True, **others: Any) -> Any:
@@ -112,7 +62,7 @@ def linspace(
     axis: int = 0, **others: Any,
 ) -> Any:  # fmt: skip
     """Evenly spaced values between traced ends."""
-    refuse("linspace", None, {**others, "dtype": dtype})
+    refuse("linspace", None, {k: v for k, v in others.items() if k != "device"})
     like = start if type(start) is Traced else stop
     start, stop = (as_array(end, like) if isinstance(end, (list, tuple)) else end for end in (start, stop))
     width = subtract(stop, start)
@@ -121,6 +71,8 @@ def linspace(
     t = module_of(raw(width)).arange(num, dtype=width.dtype).reshape((num,) + (1,) * len(shape_of(width)))
     y = add(multiply(t / max(intervals, 1), width), start)
     y = moveaxis(y, 0, axis) if axis else y
+    if dtype is not None:  # to integers it rounds down
+        y = astype(y if np.dtype(dtype).kind not in "iu" else floor(y), dtype)
     return (y, step) if retstep else y
 
 
@@ -267,7 +219,6 @@ def broadcast_arrays(*args: Any, subok: bool = False) -> tuple:
 HANDLERS.update(
     {
         np.tile: tile,
-        np.pad: pad,
         np.full_like: full_like,
         np.linspace: linspace,
         np.select: select,

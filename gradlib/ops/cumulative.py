@@ -74,7 +74,8 @@ _cumprod = Op(
 
 
 def cumprod(a: Any, axis: Any = None, dtype: Any = None, out: Any = None) -> Any:
-    refuse("cumprod", out, {"dtype": dtype})
+    refuse("cumprod", out, {})
+    a = a if dtype is None else a.astype(dtype)
     if axis is None:
         a, axis = reshape(a, (-1,)), 0
     return _cumprod(a, axis=normalize_axis("cumprod", axis, len(shape_of(a))))

@@ -92,9 +92,13 @@ def taking_lists(call: Callable[..., Any], count: int | None = None) -> Callable
     return handler
 
 
-def concatenate(arrays: Any, axis: Any = 0, out: Any = None, **others: Any) -> Any:
-    refuse("concatenate", out, {k: v for k, v in others.items() if (k, v) != ("casting", "same_kind")})
+def concatenate(
+    arrays: Any, axis: Any = 0, out: Any = None, *, dtype: Any = None, casting: str = "same_kind", **others: Any
+) -> Any:
+    refuse("concatenate", out, {**others, "casting": None if casting in ("same_kind", "unsafe") else casting})
     arrays = arrays_of(arrays)
+    if dtype is not None:
+        arrays = [x if x.dtype == dtype else x.astype(dtype) for x in arrays]
     if axis is None:
         arrays, axis = [ravel(x) for x in arrays], 0
     return _concatenate(*arrays, axis=normalize_axis("concatenate", axis, len(shape_of(arrays[0]))))

@@ -13,7 +13,7 @@ import numpy as np
 from ..op import describe, shape_of
 from ..trace import HANDLERS
 from .batching import Mixed, Tag, agree
-from .shape import linear_map
+from .shape import broadcast_to, linear_map
 
 
 def mt(xp: Any, x: Any) -> Any:
@@ -36,9 +36,10 @@ _triu = linear_map(
 
 def _triangle(name: str, op: Any) -> Any:
     def call(m: Any, k: int = 0) -> Any:
-        if len(shape_of(m)) < 2:
-            raise ValueError(f"{name}: expected an array of at least two dimensions, got {describe(m)}")
-        return op(m, k=int(k))
+        shape = shape_of(m)
+        if not shape:
+            raise ValueError(f"{name}: expected an array of at least one dimension, got {describe(m)}")
+        return op(broadcast_to(m, shape * 2) if len(shape) == 1 else m, k=int(k))
 
     return call
 

@@ -58,7 +58,7 @@ equal, not_equal, less, less_equal, greater, greater_equal = (HANDLERS[getattr(n
 bitwise_and, bitwise_or, bitwise_xor, invert = (
     HANDLERS[f] for f in (np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.invert)
 )
-floor_divide, isfinite = HANDLERS[np.floor_divide], HANDLERS[np.isfinite]
+floor_divide, floor, isfinite = (HANDLERS[f] for f in (np.floor_divide, np.floor, np.isfinite))
 
 cast = _op("cast", lambda xp, x, *, dtype: x.astype(dtype), elementwise_batch)
 _round = _op("round", lambda xp, x, *, decimals: xp.round(x, decimals), elementwise_batch)

@@ -17,8 +17,9 @@ from ..precision import is_narrow, narrow, wide
 from ..trace import HANDLERS, Namespace
 from .batching import reduction_batch
 from .elementwise import absolute
+from .masked import max_, min_
 from .nondiff import not_equal
-from .reduce import Axes, max_, min_, spread, sum_
+from .reduce import Axes, spread, sum_
 from .shape import expand_dims, moveaxis, reshape
 from .svd import svdvals
 
@@ -73,8 +74,10 @@ def _of_vectors(name: str, x: Any, p: Any, axis: Axes, keepdims: bool) -> Any:
         return sum_(not_equal(x, 0).astype(x.dtype), axis, keepdims=keepdims)
     if p == 1:
         return sum_(absolute(x), axis, keepdims=keepdims)
-    if p in (inf, -inf):
-        return (max_ if p > 0 else min_)(absolute(x), axis, keepdims=keepdims)
+    if p == inf:
+        return max_(absolute(x), axis, keepdims=keepdims, **({} if x.size else {"initial": 0.0}))
+    if p == -inf:
+        return min_(absolute(x), axis, keepdims=keepdims)
     return _p_norm(x, p=float(p), axis=axis, keepdims=keepdims)
 
 

@@ -6,22 +6,37 @@ from typing import Any
 
 import numpy as np
 
+from ..capture import recorded
 from ..device import array_module
 from ..op import describe, normalize_axis, shape_of
-from ..trace import HANDLERS, module_of, raw
+from ..trace import HANDLERS, Traced, module_of, raw
 from .index import ARRAY, getitem, places, scatter
 from .nondiff import concrete
+from .reduce import refuse, sum_
 from .shape import _transpose, ravel, reshape
 
 
 def take(a: Any, indices: Any, axis: Any = None, out: Any = None, mode: str = "raise") -> Any:
-    if out is not None or mode != "raise":
-        raise NotImplementedError("take: out= and mode= are not supported on a traced array")
+    refuse("take", out, {})
     if axis is None:
         a, axis = ravel(a), 0
     axis = normalize_axis("take", axis, len(shape_of(a)))
     indices = indices if hasattr(indices, "dtype") else module_of(a).asarray(indices)
+    if mode != "raise":
+        indices = _moved_inside(indices, shape_of(a)[axis], mode)
     return getitem(a, (*[slice(None)] * axis, indices))
+
+
+def _moved_inside(indices: Any, n: int, mode: str) -> Any:
+    """Indices that all name one of n entries; of an array that a capture holds, anew at every replay."""
+    xp = module_of(indices)
+    if mode == "wrap":
+        return recorded(xp.remainder, indices, n) if type(indices) is not Traced else xp.remainder(indices, n)
+    if mode != "clip":
+        raise ValueError(f'take: expected mode "raise", "wrap" or "clip", got {mode!r}')
+    if type(indices) is Traced:
+        return xp.clip(indices, 0, n - 1)
+    return recorded(xp.clip, indices, 0, n - 1)
 
 
 def take_along_axis(arr: Any, indices: Any, axis: Any = -1) -> Any:
@@ -48,9 +63,8 @@ def diagonal(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Any:
 
 
 def trace(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1, dtype: Any = None, out: Any = None) -> Any:
-    if out is not None or dtype is not None:
-        raise NotImplementedError("trace: dtype= and out= are not supported on a traced array")
-    return diagonal(a, offset, axis1, axis2).sum(axis=-1)
+    refuse("trace", out, {})
+    return sum_(diagonal(a, offset, axis1, axis2), -1, dtype)
 
 
 def repeat(a: Any, repeats: Any, axis: Any = None) -> Any:

@@ -225,7 +225,8 @@ max_, min_ = map(_extremum, (_max, _min))
 
 
 def cumsum(a: Any, axis: Any = None, dtype: Any = None, out: Any = None) -> Any:
-    refuse("cumsum", out, {"dtype": dtype})
+    refuse("cumsum", out, {})
+    a = a if dtype is None else a.astype(dtype)
     if axis is None:
         a, axis = a.reshape(-1), 0
     return _cumsum(a, axis=normalize_axis("cumsum", axis, len(shape_of(a))))
@@ -276,11 +277,5 @@ HANDLERS.update(
         np.amax: max_,
         np.amin: min_,
         np.cumsum: cumsum,
-        np.var: var,
-        np.std: std,
-        (np.add, "reduce"): lambda a, axis=0, **k: sum_(a, axis, **k),
-        (np.multiply, "reduce"): lambda a, axis=0, **k: prod(a, axis, **k),
-        (np.maximum, "reduce"): lambda a, axis=0, **k: max_(a, axis, **k),
-        (np.minimum, "reduce"): lambda a, axis=0, **k: min_(a, axis, **k),
     }
 )

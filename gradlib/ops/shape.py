@@ -15,6 +15,7 @@ from ..op import Op, normalize_axes, normalize_axis, shape_of, unbroadcast
 from ..precision import is_floating
 from ..trace import HANDLERS
 from .batching import UNKNOWN, Mixed, Tag, same_axes_batch
+from .nondiff import concrete
 
 
 def linear_map(name: str, move: Callable[..., Any], back: Callable[..., Any], **rules: Any) -> Op:
@@ -121,8 +122,6 @@ _astype = linear_map(
 
 
 def reshape(a: Any, /, shape: Any = None, order: str = "C", *, newshape: Any = None, copy: Any = None) -> Any:
-    if order != "C":
-        raise NotImplementedError(f'reshape: only order="C" is supported on a traced array, got {order!r}')
     shape = newshape if shape is None else shape
     shape = tuple(int(n) for n in shape) if isinstance(shape, (tuple, list)) else (int(shape),)
     size = prod(shape_of(a))
@@ -133,11 +132,31 @@ def reshape(a: Any, /, shape: Any = None, order: str = "C", *, newshape: Any = N
         shape = tuple(size // known if n == -1 else n for n in shape)
     if prod(shape) != size or any(n < 0 for n in shape):
         raise ValueError(f"reshape: cannot reshape {shape_of(a)} into {shape}")
+    if order != "C" and _memory_order("reshape", a, order) == "F":
+        return transpose(_reshape(transpose(a), shape=shape[::-1]))
     return _reshape(a, shape=shape)
 
 
 def ravel(a: Any, order: str = "C") -> Any:
-    return reshape(a, (prod(shape_of(a)),), order)
+    if order == "K":
+        strides = concrete(a, _ORDER).strides
+        a = transpose(a, sorted(range(len(strides)), key=lambda i: -abs(strides[i])))
+    elif order != "C" and _memory_order("ravel", a, order) == "F":
+        a = transpose(a)
+    return _reshape(a, shape=(prod(shape_of(a)),))
+
+
+_ORDER = "the order of an array in memory, order=,"
+
+
+def _memory_order(name: str, a: Any, order: str) -> str:
+    """ "C" or "F"; "A" is that of an array that lies so in memory, which no capture could record."""
+    if order not in ("C", "F", "A"):
+        raise ValueError(f'{name}: expected order "C", "F" or "A", got {order!r}')
+    if order != "A":
+        return order
+    flags = concrete(a, _ORDER).flags
+    return "F" if flags.f_contiguous and not flags.c_contiguous else "C"
 
 
 def transpose(a: Any, axes: Any = None) -> Any:

@@ -14,8 +14,9 @@ from .arithmetic import divide, multiply, subtract, where
 from .cumulative import cumprod
 from .elementwise import square
 from .join import as_array
-from .nondiff import equal
-from .reduce import cumsum, max_, mean, min_, prod, refuse, safe_root, sum_
+from .masked import max_, mean, min_, prod, sum_
+from .nondiff import equal, greater
+from .reduce import cumsum, refuse, safe_root
 from .shape import broadcast_to, reshape
 
 _UNSET: Any = np._NoValue  # type: ignore[attr-defined]
@@ -66,17 +67,17 @@ def _nan_extremum(name: str, reduce: Callable[..., Any], instead: float) -> Call
     """nan where all entries are nan."""
 
     def call(a: Any, axis: Any = None, out: Any = None, keepdims: Any = _UNSET, **others: Any) -> Any:
-        refuse(name, out, others)
-        keep = keepdims is not _UNSET and bool(keepdims)
-        y = reduce(where(_isnan(a), instead, a), axis, keepdims=keep)
-        return where(equal(_count(a, axis, keep), 0), np.nan, y)
+        y = reduce(where(_isnan(a), instead, a), axis, out, keepdims, **others)
+        if others.get("initial", _UNSET) not in (_UNSET, None):
+            return y
+        return where(equal(_count(a, axis, keepdims, True), 0), np.nan, y)
 
     return call
 
 
-def _count(a: Any, axis: Any, keepdims: bool) -> Any:
-    """How many entries are numbers."""
-    return sum_(equal(a, a).astype(a.dtype), axis, keepdims=keepdims)
+def _count(a: Any, axis: Any, keepdims: Any, mask: Any) -> Any:
+    """How many entries are numbers, of those in the mask."""
+    return sum_(equal(a, a).astype(a.dtype), axis, keepdims=keepdims, where=mask)
 
 
 def _running(reduce: Callable[..., Any], instead: float) -> Callable[..., Any]:
@@ -88,21 +89,30 @@ nanprod = _without_nan("nanprod", prod, 1.0)
 nanmax, nanmin = _nan_extremum("nanmax", max_, -inf), _nan_extremum("nanmin", min_, inf)
 
 
-def nanmean(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = _UNSET) -> Any:
-    refuse("nanmean", out, {"dtype": dtype})
-    keep = keepdims is not _UNSET and bool(keepdims)
-    return divide(nansum(a, axis, keepdims=keep), _count(a, axis, keep))
+def nanmean(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = _UNSET, **others: Any) -> Any:
+    mask = _mask_of("nanmean", others)
+    a = a if dtype is None else a.astype(dtype)
+    return divide(nansum(a, axis, None, out, keepdims, where=mask), _count(a, axis, keepdims, mask))
 
 
 def nanvar(
-    a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: float = 0, keepdims: Any = _UNSET,
-    **others: Any,
+    a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: float = 0, keepdims: Any = _UNSET, *,
+    mean: Any = _UNSET, correction: Any = _UNSET, **others: Any,
 ) -> Any:  # fmt: skip
-    refuse("nanvar", out, {"dtype": dtype, **others})
-    keep = keepdims is not _UNSET and bool(keepdims)
-    missing = _isnan(a)
-    deviation = where(missing, 0.0, subtract(where(missing, 0.0, a), nanmean(a, axis, keepdims=True)))
-    return divide(sum_(square(deviation), axis, keepdims=keep), _count(a, axis, keep) - ddof)
+    mask = _mask_of("nanvar", others)
+    a = a if dtype is None else a.astype(dtype)
+    missing, free = _isnan(a), ddof if correction is _UNSET else correction
+    center = nanmean(a, axis, keepdims=True, where=mask) if mean is _UNSET else mean
+    deviation = where(missing, 0.0, subtract(where(missing, 0.0, a), center))
+    total = sum_(square(deviation), axis, None, out, keepdims, where=mask)
+    degrees = _count(a, axis, keepdims, mask) - free
+    return divide(total, where(greater(degrees, 0), degrees, np.nan))
+
+
+def _mask_of(name: str, others: dict[str, Any]) -> Any:
+    mask = others.pop("where", _UNSET)
+    refuse(name, None, others)
+    return True if mask is _UNSET else mask
 
 
 def nanstd(a: Any, *args: Any, **kwargs: Any) -> Any:
