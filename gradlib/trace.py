@@ -1,4 +1,4 @@
-"""The recorded graph, and the array that records it.
+"""The recorded graph, and the recording of ops.
 
 A transform runs the user's function once, on concrete values, with its inputs wrapped as `Traced`. Every op applied
 to a traced array is appended to the trace of the highest level among its arguments; its values may belong to traces
@@ -10,20 +10,47 @@ One graph serves both directions: ``gradlib.sweep`` walks it with vjp or with jv
 
 from __future__ import annotations
 
-import dis
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from types import ModuleType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import tree
 from .device import SCALARS, SIMULATING, adopt, array_module
-from .op import Dispatching, Op, describe
+from .op import Op, describe
 from .precision import is_bfloat16
+from .traced import (
+    ALTERNATIVES,
+    CREATORS,
+    HANDLERS,
+    Namespace,
+    Traced,
+    lose_trace,
+    lower_namespace,
+    module_of,
+    namespace,
+    raw,
+)
+
+__all__ = [
+    "ALTERNATIVES",
+    "CREATORS",
+    "HANDLERS",
+    "RECORDER",
+    "WATCHER",
+    "Namespace",
+    "Node",
+    "Trace",
+    "Traced",
+    "apply",
+    "find_module",
+    "lose_trace",
+    "lower_namespace",
+    "module_of",
+    "namespace",
+    "raw",
+]
 
 ndarray = np.ndarray
 
@@ -34,15 +61,6 @@ WATCHER: ContextVar[Any] = ContextVar("gradlib_watcher", default=None)
 
 #: The recorder of the capture that is being recorded.
 RECORDER: ContextVar[Any] = ContextVar("gradlib_recorder", default=None)
-
-#: NumPy function or ufunc -> our function with the same signature, filled by ``gradlib.ops``.
-HANDLERS: dict[Any, Callable[..., Any]] = {}
-
-#: NumPy function with `like=` -> ours, which gets the traced array it should be like first.
-CREATORS: dict[Any, Callable[..., Any]] = {}
-
-#: Name of a function that is not supported -> what to write instead, filled by ``gradlib.ops.alternatives``.
-ALTERNATIVES: dict[str, str] = {}
 
 
 class Node(NamedTuple):
@@ -207,212 +225,3 @@ def _mixed(name: str, a: Any, b: Any) -> TypeError:
         f"{name}: arguments live on different devices ({' and '.join(names)}); create arrays on the device of another "
         "array with np.asarray(x, like=that_array), or move whole trees with gl.to_device"
     )
-
-
-class Namespace(Dispatching):
-    """NumPy's function names over traced arrays, on the device of `module`.
-
-    What rules call as `xp` when they are traced in turn, and what a traced array's `__array_namespace__` gives.
-    """
-
-    def __init__(self, module: Any, twin: Any = np) -> None:
-        self.module, self.twin = module, twin
-
-    def __getattr__(self, name: str) -> Any:
-        function, twin = getattr(self.module, name), getattr(self.twin, name, None)
-        if isinstance(function, ModuleType):
-            found: Any = Namespace(function, twin)
-        elif not callable(function) or isinstance(function, type):
-            return function
-        else:
-            handler = HANDLERS.get(twin, _unsupported(name))
-
-            def found(*args: Any, **kwargs: Any) -> Any:
-                return handler(*args, **kwargs) if _any_traced(args) else function(*args, **kwargs)
-
-        setattr(self, name, found)
-        return found
-
-
-_namespaces: dict[Any, Namespace] = {}
-
-
-def namespace(module: Any) -> Namespace:
-    """The dispatching namespace over an array module."""
-    found = _namespaces.get(module)
-    return _namespaces.setdefault(module, Namespace(module)) if found is None else found
-
-
-def lower_namespace(module: Any, values: Sequence[Any]) -> Any:
-    """The `xp` for values that may belong to lower levels: dispatching, or a capture's if they are its alone."""
-    owners = {v.owner for v in values if type(v) is Traced}
-    if not owners:
-        return module
-    unit = next(iter(owners)).unit
-    return unit if unit is not None and len(owners) == 1 else namespace(module)
-
-
-def _any_traced(args: Sequence[Any]) -> bool:
-    for a in args:
-        if type(a) is Traced or (type(a) in (list, tuple) and _any_traced(a)):
-            return True
-    return False
-
-
-def _unsupported(name: str) -> Callable[..., NoReturn]:
-    def fail(*args: Any, **kwargs: Any) -> NoReturn:
-        family = ALTERNATIVES.get(name.partition(".")[0], "rewrite it with supported functions")
-        instead = ALTERNATIVES.get(name, family)
-        raise NotImplementedError(
-            f"gradlib does not differentiate {name}; {instead}, or wrap its argument in gl.stop_gradient where no "
-            "derivative should pass"
-        )
-
-    return fail
-
-
-def raw(x: Any) -> Any:
-    """The concrete array (or number) inside a traced one, through all levels."""
-    while type(x) is Traced:
-        x = x.value
-    return x
-
-
-def module_of(x: Any) -> Any:
-    """The module whose functions take x: NumPy, CuPy, or the dispatching namespace for a traced array."""
-    return namespace(x.module) if type(x) is Traced else array_module(x) or np
-
-
-def lose_trace(what: str, instead: str) -> TypeError:
-    """The error for code that would silently drop derivatives."""
-    return TypeError(f"{what} would lose the derivative of a traced array; {instead}")
-
-
-_STORE_ITEM = dis.opmap["STORE_SUBSCR"]
-_INSTEAD = (
-    "join traced values with np.stack or np.concatenate, repeat one with np.broadcast_to, choose with np.where, "
-    "or take gl.stop_gradient(x) first; for SciPy's logsumexp and softmax "
-    "use gl.logsumexp(x, axis=None) and gl.softmax(x, axis=None)"
-)
-
-
-class Traced:
-    """An array whose use is recorded. It behaves like the NumPy or CuPy array inside it.
-
-    `if`, `float()` and comparisons see the concrete value; what would lose the derivative silently raises.
-    Operators and methods are attached by ``gradlib.ops.methods``.
-    """
-
-    __slots__ = ("owner", "slot", "value")
-    __array_priority__ = 1000.0
-    __hash__ = None  # type: ignore[assignment]
-
-    def __init__(self, value: Any, owner: Trace, slot: int) -> None:
-        self.value, self.owner, self.slot = value, owner, slot
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.value.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.value.dtype
-
-    @property
-    def ndim(self) -> int:
-        return self.value.ndim
-
-    @property
-    def size(self) -> int:
-        return self.value.size
-
-    @property
-    def nbytes(self) -> int:
-        return self.value.nbytes
-
-    @property
-    def module(self) -> Any:
-        """The array module of the concrete array inside."""
-        return array_module(raw(self.value))
-
-    def __repr__(self) -> str:
-        return f"Traced({describe(self)}, level {self.owner.level})"
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def __iter__(self) -> Any:
-        if not self.ndim:
-            raise TypeError("iteration over a 0-d traced array")
-        return (self[i] for i in range(self.shape[0]))  # type: ignore[index]
-
-    def _concrete(self, what: str) -> Any:
-        """The value inside, unless a capture would freeze what depends on it, or y[i] = traced lose its trace.
-
-        NumPy asks for the float it stores in y[i]; only the caller's instruction tells that from float(x).
-        """
-        caller = sys._getframe(2)
-        if caller.f_code.co_code[caller.f_lasti] == _STORE_ITEM:
-            raise lose_trace("y[i] = traced", _INSTEAD)
-        if self.owner.unit is not None:
-            raise TypeError(
-                f"{what} of a value inside gl.capture would freeze it as it is now; choose with np.where instead of "
-                "`if`, and keep numbers as arrays"
-            )
-        return self.value
-
-    def __bool__(self) -> bool:
-        return bool(self._concrete("bool() or `if`"))
-
-    def __float__(self) -> float:
-        return float(self._concrete("float()"))
-
-    def __int__(self) -> int:
-        return int(self._concrete("int()"))
-
-    def __index__(self) -> int:
-        return self._concrete("an index or a size").__index__()
-
-    def item(self) -> Any:
-        return self._concrete("item()").item()
-
-    def tolist(self) -> Any:
-        return self._concrete("tolist()").tolist()
-
-    def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        raise lose_trace("np.asarray, np.array or an item assignment", _INSTEAD)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        raise lose_trace("item assignment", "build a new array with np.where, np.concatenate or np.stack instead")
-
-    def __array_namespace__(self, *, api_version: str | None = None) -> Any:
-        return namespace(self.module)
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        if len(inputs) > 1 and list in map(type, inputs):
-            inputs = tuple(CREATORS[np.asarray](self, x) if type(x) is list else x for x in inputs)
-        if method == "__call__" and not kwargs and (handler := HANDLERS.get(ufunc)) is not None:
-            return handler(*inputs)
-        name = ufunc.__name__
-        if kwargs.pop("out", None) is not None:
-            raise lose_trace(f"{name}: out= or an update in place (array += traced)", "write y = y + x")
-        if method != "__call__":
-            handler = HANDLERS.get((ufunc, method)) or _unsupported(f"{name}.{method}")
-            return handler(*inputs, **{k: v for k, v in kwargs.items() if (k, v) != ("keepdims", False)})
-        # SciPy's ufuncs are known by name, so that SciPy need not be imported
-        handler = HANDLERS.get(ufunc) or HANDLERS.get(("scipy.special", name)) or _unsupported(name)
-        if "dtype" in kwargs and np.dtype(kwargs["dtype"]).kind == "f":  # the dtype to compute in
-            inputs = tuple([CREATORS[np.asarray](self, x, kwargs["dtype"]) for x in inputs])
-            kwargs = {k: v for k, v in kwargs.items() if k != "dtype"}
-        if kwargs and ufunc.signature is None:
-            raise NotImplementedError(f"{name}: keyword {', '.join(kwargs)} is not supported on a traced array")
-        return handler(*inputs, **kwargs)
-
-    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if func in CREATORS:  # like=: an array of this one's kind
-            return CREATORS[func](self, *args, **kwargs)
-        handler = HANDLERS.get(func) or _unsupported(f"{func.__module__}.{func.__name__}".removeprefix("numpy."))
-        return handler(*args, **kwargs)
-
-
-tree.LEAVES.add(Traced)
