@@ -8,7 +8,9 @@ values to the last bit. The record is turned into one straight Python function, 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial, wraps
 from math import prod
 from typing import Any, NamedTuple
@@ -17,12 +19,14 @@ import numpy as np
 
 from . import tree
 from .cuda_graph import graphed
-from .device import SIMULATING, array_module
+from .device import OWN, SIMULATING, adopt, array_module
 from .memory import keep_freed_memory
 from .op import Op, Unit, describe
+from .storing import raise_hidden
 from .threads import one_blas_thread
 from .trace import RECORDER, WATCHER, Trace, Traced, find_module, raw
 
+_PROGRAMS = 128  # recorded for one function before the least recently used is forgotten
 _LARGE = 1 << 15  # bytes from which a value is dropped after its last use, so that its memory is used again
 
 
@@ -91,12 +95,18 @@ class Recorder(Trace):
 
     def run(self, op: Op, rule: str, *args: Any, **static: Any) -> Any:
         """A whole rule on concrete arrays, recorded; its results are wrapped."""
+        args = tree_of(args, adopt)
         module, _ = find_module(op.name, _leaves(concrete(args)))
         direct = module is np and not SIMULATING.get()
         return self.call(getattr(op, rule) if direct else partial(op.run, rule), (module, *args), static)
 
     def call(self, function: Callable[..., Any], args: tuple, static: dict[str, Any]) -> Any:
         """Any function of arrays in nested tuples, recorded; its results are wrapped."""
+        if not self.alive:
+            raise RuntimeError(
+                "capture: a value of the captured function is used outside of it (by a pullback or an operator that it "
+                "made); finish the computation inside the function, and return its result"
+            )
         token = RECORDER.set(None)
         try:
             result = function(*concrete(args), **static)
@@ -237,8 +247,16 @@ class Captured:
             out, self.structure = tree.flatten(f(*args, **kwargs))
             if any(type(x) is Traced and x.owner is not recorder for x in out):
                 raise TypeError("capture: the function uses a traced array from outside; pass it as an argument")
+            if any(callable(x) and not isinstance(x, type) for x in out):
+                raise TypeError(
+                    "capture: the function returns a function, whose calls would not be part of the record; call the "
+                    "pullback or pushforward inside the captured function, and return what it gives"
+                )
             # What no op made (zeros, a parameter) must not be one array for all replays
             out = [x if array_module(x) is None else recorder.call(copied, (x,), {}) for x in out]
+        except ValueError as error:
+            raise_hidden(error, recorder.lost)
+            raise
         finally:
             RECORDER.reset(token)
             recorder.alive = False
@@ -255,8 +273,15 @@ def capture(f: Callable[..., Any]) -> Callable[..., Any]:
 
     f takes and returns pytrees; it may hold transforms (`gl.value_and_grad`), `opt.step` and dropout. The first call
     with new shapes, dtypes or other arguments runs and records it; later calls run the recorded rules on the new
-    arrays, with values equal to the last bit. Arrays that f uses without taking them as arguments are held by
-    reference: what changes in place (parameters under `opt.step`) is seen, a new array under the same name is not.
+    arrays, with values equal to the last bit. Every other value of a Python number or string is a record of its own,
+    of which the last 128 used are kept: give numbers that change as arrays. Arrays of torch and JAX are taken without
+    a copy; results are NumPy's or CuPy's.
+
+    Arrays that f uses without taking them as arguments are held by reference: what changes in place (parameters under
+    `opt.step`) is seen, a new array under the same name is not. Nor is a change seen through what NumPy computes of
+    such arrays alone (`np.sum(W * W)`, `W > 0`): nothing tells gradlib of that, and its result is kept as it was. Take
+    W as an argument then.
+
     Python code of f (printing, counting) runs only while it is recorded. Intermediate results are freed after their
     last use and their memory is used again: on Linux the process keeps up to 256 MB of it.
 
@@ -266,23 +291,27 @@ def capture(f: Callable[..., Any]) -> Callable[..., Any]:
     instead, with a RuntimeWarning that says why.
 
     Raises TypeError while recording where the result would depend on an array's value outside of array code:
-    `if`, `float()`, `int()` of an array, and NumPy calls that do not dispatch.
+    `if`, `float()`, `int()` of an array, and NumPy calls that do not dispatch; and where f returns a function (a
+    pullback), since what that computes is not part of the record.
 
     >>> import gradlib as gl, numpy as np
     >>> step = gl.capture(gl.grad(lambda x: np.sum(x**2)))
     >>> step(np.ones(2)), step(np.array([3.0, 4.0]))
     (array([2., 2.]), array([6., 8.]))
     """
-    programs: dict[Any, Captured] = {}
+    programs: OrderedDict[Any, Captured] = OrderedDict()  # the least recently used first
     keep_freed_memory()
     lock = threading.Lock()
 
     @wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         leaves, structure = tree.flatten((args, kwargs))
+        kinds = set(map(type, leaves))
         # part of a larger computation, which records it; detect_anomaly looks at traces
-        if RECORDER.get() is not None or WATCHER.get() is not None or Traced in map(type, leaves):
+        if RECORDER.get() is not None or WATCHER.get() is not None or Traced in kinds:
             return f(*args, **kwargs)
+        if not kinds <= OWN:
+            leaves = list(map(adopt, leaves))
         key = structure, tuple([(x.shape, x.dtype) if type(x) is np.ndarray else _signature(x) for x in leaves])
         try:
             program = programs.get(key)
@@ -293,13 +322,21 @@ def capture(f: Callable[..., Any]) -> Callable[..., Any]:
         if program is None:
             with lock:
                 program = programs[key] = Captured(f, leaves, structure)
+                if len(programs) > _PROGRAMS:
+                    programs.popitem(last=False)
                 first, program.first = program.first, []
                 return tree.unflatten(program.structure, first)
+        if len(programs) > 1:
+            with suppress(KeyError):  # another thread's record took its place
+                programs.move_to_end(key)
         return tree.unflatten(program.structure, program.replay(*[leaves[i] for i in program.at]))
 
     return wrapped
 
 
 def _signature(x: Any) -> Any:
+    """What a program is recorded for: of an array its shape and dtype, of anything else itself."""
+    if type(x) in (float, complex):
+        return type(x), repr(x)  # exact; 0.0 and -0.0 are equal, nan is not equal to itself
     module = array_module(x)
     return (type(x), x) if module is None else (module.__name__, x.shape, x.dtype)

@@ -41,12 +41,16 @@ def array_module(x: Any) -> Any:
     return None
 
 
+#: Classes known to be no arrays of other libraries; ``gradlib.traced`` adds its own.
+OWN: set[type] = {np.ndarray, float, int, bool, str, type(None)}
+
+
 def adopt(x: Any) -> Any:
     """`x` as an array of ours without a copy, if it is another library's (torch, JAX) on the CPU or a CUDA device.
 
     It goes by DLPack or, on CUDA, by `__cuda_array_interface__`. Anything else is returned as it is.
     """
-    if array_module(x) is not None or isinstance(x, type):
+    if type(x) in OWN or array_module(x) is not None or isinstance(x, type):
         return x
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
         kind = int(x.__dlpack_device__()[0])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import tree
+from .device import adopt
 from .op import Op, describe, shape_of
 from .ops.dropout import same_masks
 from .trace import RECORDER, Namespace, Traced
@@ -24,7 +25,7 @@ class _Arguments:
 
     def __init__(self, args: tuple) -> None:
         self.leaves, self.structure = tree.flatten(args)
-        self.leaves = [np.asarray(x) if isinstance(x, float) else x for x in self.leaves]
+        self.leaves = [np.asarray(x) if isinstance(x, float) else adopt(x) for x in self.leaves]
         self.at = [i for i, x in enumerate(self.leaves) if getattr(getattr(x, "dtype", None), "kind", "") == "f"]
 
     def floats(self) -> list[Any]:

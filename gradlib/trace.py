@@ -88,12 +88,13 @@ _node: Callable[[type[Node], tuple], Node] = tuple.__new__  # a third of the tim
 class Trace:
     """The graph one transform records. `batch` is the number of samples when batch axes are to be followed."""
 
-    __slots__ = ("alive", "batch", "level", "nodes", "outs", "watcher")
+    __slots__ = ("alive", "batch", "level", "lost", "nodes", "outs", "watcher")
     unit: Any = None  # of a capture: the namespace that runs and records whole rules
 
     def __init__(self, batch: int | None = None) -> None:
         self.level = next(_levels)
         self.alive = True
+        self.lost: TypeError | None = None  # raised while NumPy stored a value of this trace
         self.batch = batch
         self.watcher = WATCHER.get()
         self.nodes: list[Node] = []
@@ -165,7 +166,7 @@ def apply(op: Op, /, *args: Any, **static: Any) -> Any:
     if plain:  # numbers and NumPy arrays alone: no need to look further
         y, saved = op.forward(np, *vals, **static)
         return top.record(op, np, static, saved, slots, vals, y)
-    vals = [v if type(v) is Traced else adopt(v) for v in vals]
+    vals = list(map(adopt, vals))
     module, _ = find_module(op.name, vals)
     if module is not np:
         vals = _scalars(vals)

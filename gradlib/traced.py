@@ -6,7 +6,6 @@ What a traced array does with a NumPy function stands in tables that ``gradlib.o
 
 from __future__ import annotations
 
-import dis
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from . import tree
-from .device import array_module
+from .device import OWN, array_module
 from .op import Dispatching, describe
+from .storing import storing
 
 if TYPE_CHECKING:
     from .trace import Trace
@@ -111,7 +111,6 @@ def lose_trace(what: str, instead: str) -> TypeError:
     return TypeError(f"{what} would lose the derivative of a traced array; {instead}")
 
 
-_STORE_ITEM = dis.opmap["STORE_SUBSCR"]
 _INSTEAD = (
     "join traced values with np.stack or np.concatenate, repeat one with np.broadcast_to, choose with np.where, "
     "or take gl.stop_gradient(x) first; for SciPy's logsumexp and softmax "
@@ -170,13 +169,11 @@ class Traced:
         return (self[i] for i in range(self.shape[0]))  # type: ignore[index]
 
     def _concrete(self, what: str) -> Any:
-        """The value inside, unless a capture would freeze what depends on it, or y[i] = traced lose its trace.
-
-        NumPy asks for the float it stores in y[i]; only the caller's instruction tells that from float(x).
-        """
-        caller = sys._getframe(2)
-        if caller.f_code.co_code[caller.f_lasti] == _STORE_ITEM:
-            raise lose_trace("y[i] = traced", _INSTEAD)
+        """The value inside, unless a capture would freeze what depends on it, or y[i] = traced lose its trace."""
+        stored = storing(sys._getframe(2))
+        if stored is not None:
+            self.owner.lost = lose_trace(stored, _INSTEAD)
+            raise self.owner.lost
         if self.owner.unit is not None:
             raise TypeError(
                 f"{what} of a value inside gl.capture would freeze it as it is now; choose with np.where instead of "
@@ -201,6 +198,15 @@ class Traced:
 
     def tolist(self) -> Any:
         return self._concrete("tolist()").tolist()
+
+    def __copy__(self) -> Traced:
+        return self  # nothing changes it
+
+    def __deepcopy__(self, memo: Any) -> Traced:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise lose_trace("pickling", "return it from the differentiated function, and pickle what that gives")
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise lose_trace("np.asarray, np.array or an item assignment", _INSTEAD)
@@ -239,3 +245,4 @@ class Traced:
 
 
 tree.LEAVES.add(Traced)
+OWN.add(Traced)

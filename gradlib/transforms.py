@@ -17,7 +17,8 @@ from .device import adopt, array_module
 from .ones import known_ones
 from .op import describe
 from .ops.nondiff import stopped
-from .precision import is_bfloat16, is_floating
+from .precision import is_bfloat16, is_floating, is_real
+from .storing import raise_hidden
 from .sweep import accumulate, sweep_back, sweep_forward
 from .trace import RECORDER, Trace, Traced, module_of, raw
 
@@ -48,8 +49,7 @@ def check_float(name: str, x: Any, path: Callable[[], str]) -> Any:
     """A leaf that can be differentiated, Python floats as 0-d; TypeError that names op, leaf and what came."""
     if isinstance(x, float):
         return np.asarray(x)
-    if type(x) is not Traced:
-        x = adopt(x)
+    x = adopt(x)
     if type(x) is not Traced and array_module(x) is None:
         raise TypeError(
             f"{name}: expected floating-point arrays to differentiate, got {type(x).__name__} in argument{path()}"
@@ -72,6 +72,8 @@ class Outputs:
         for x in self.values:
             if type(x) is not Traced and array_module(x) is None and not isinstance(x, (bool, int, float)):
                 raise TypeError(f"{name}: expected the function to return arrays, got {type(x).__name__}")
+            if hasattr(x, "dtype") and not is_real(x.dtype):
+                raise TypeError(f"{name}: expected the function to return real numbers, got {describe(x)}")
 
     def rebuilt(self) -> Any:
         return tree.unflatten(self.structure, self.values)
@@ -90,8 +92,11 @@ def run(
                 raise TypeError(f"{name}: has_aux expects the function to return (value, aux), got {type(y).__name__}")
             y, aux = y[0], tree.map(lambda x: x.value if type(x) is Traced and x.owner is trace else x, y[1])
         return inside, Outputs(name, trace, y), aux
+    except ValueError as error:
+        raise_hidden(error, trace.lost)
+        raise
     finally:
-        trace.alive = False
+        trace.alive, trace.lost = False, None
 
 
 def pick(f: Callable[..., Any], argnums: int | tuple[int, ...], args: tuple, kwargs: dict, name: str) -> tuple:
@@ -156,10 +161,15 @@ def cotangents_of(name: str, outputs: Outputs, dy: Any) -> list[Any]:
 
 
 def _stack_of_one(name: str, what: str, d: Any, like: Any) -> Any:
+    """A cotangent or tangent of the value `like`, in its dtype, with a stack axis of 1; TypeError or ValueError."""
     if isinstance(d, (int, float)):
         d = np.asarray(d, dtype=getattr(like, "dtype", float))
-    if type(d) is not Traced and array_module(d) is None:
-        raise TypeError(f"{name}: expected an array as {what}, got {type(d).__name__}")
+    d = adopt(d)
+    if type(d) is not Traced:
+        if array_module(d) is None:
+            raise TypeError(f"{name}: expected an array as {what}, got {type(d).__name__}")
+        if not is_real(d.dtype):
+            raise TypeError(f"{name}: expected an array of real numbers as {what}, got {describe(d)}")
     if d.shape != getattr(like, "shape", ()):
         raise ValueError(f"{name}: expected a {what} of shape {getattr(like, 'shape', ())}, got {describe(d)}")
     here, there = array_module(raw(d)), array_module(raw(like)) or np
@@ -234,10 +244,15 @@ def linearize(f: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., 
     >>> pushforward(np.array([1.0, 2.0]))
     array([1., 2.])
     """
-    inside, outputs, _ = run("linearize", f, primals)
+    return _linearize("linearize", "pushforward", f, primals)
+
+
+def _linearize(name: str, pushing: str, f: Callable[..., Any], primals: tuple) -> tuple[Any, Callable[..., Any]]:
+    """`linearize`, whose errors carry these names."""
+    inside, outputs, _ = run(name, f, primals)
 
     def pushforward(*tangents: Any) -> Any:
-        stacks = _tangents_of("pushforward", inside, tangents)
+        stacks = _tangents_of(pushing, inside, tangents)
         dy = owned(push(inside, outputs, stacks), stacks)
         return tree.unflatten(outputs.structure, [alone(d) for d in dy])
 
@@ -259,7 +274,7 @@ def jvp(f: Callable[..., Any], primals: tuple, tangents: tuple) -> tuple[Any, An
     6.0
     """
     _check_tuples("jvp", primals, tangents)
-    y, pushforward = linearize(f, *primals)
+    y, pushforward = _linearize("jvp", "jvp", f, tuple(primals))
     return y, pushforward(*tangents)
 
 
@@ -332,7 +347,7 @@ def hvp(f: Callable[..., Any], primals: tuple, tangents: tuple) -> Any:
     """
     _check_tuples("hvp", primals, tangents)
     every = tuple(range(len(primals)))
-    product = jvp(grad(f, every), tuple(primals), tuple(tangents))[1]
+    product = _linearize("hvp", "hvp", grad(f, every), tuple(primals))[1](*tangents)
     return product if len(every) > 1 else product[0]
 
 

@@ -127,6 +127,51 @@ def test_new_shapes_dtypes_and_settings_record_anew():
     assert len(calls) == 4
 
 
+def test_numbers_are_told_apart_to_the_last_bit():
+    calls = []
+
+    def f(x, n):
+        calls.append(n)
+        return np.copysign(1.0, n) * x if n == 0 else x * n
+
+    captured = gl.capture(f)
+    x = np.ones(2)
+    for n in (0.0, -0.0, 0.0, -0.0, float("nan"), float("nan"), True, 1, 1.0):
+        same(captured(x, n), f(x, n))
+    assert len(calls) == 9 + 6
+
+
+def test_the_programs_of_a_function_are_bounded():
+    calls = []
+
+    def f(x, n):
+        calls.append(n)
+        return x * n
+
+    captured = gl.capture(f)
+    x = np.ones(2)
+    for n in range(200):
+        captured(x, n)
+        captured(x, 0)  # the one used most stays
+    assert calls == [*range(200)]
+    captured(x, 199)
+    captured(x, 1)
+    assert calls == [*range(200), 1]
+
+
+@pytest.mark.parametrize("make", [lambda x: gl.vjp(np.sin, x)[1], lambda x: (x, gl.linearize(np.sin, x)[1])])
+def test_functions_as_results_are_refused(make):
+    with pytest.raises(TypeError, match=r"capture: the function returns a function.*pullback"):
+        gl.capture(make)(np.ones(2))
+
+
+def test_a_pullback_kept_from_a_recording_is_refused():
+    kept = []
+    gl.capture(lambda x: kept.append(gl.vjp(np.sin, x)) or kept[0][0])(np.ones(2))
+    with pytest.raises(RuntimeError, match="capture: a value of the captured function is used outside of it"):
+        kept[0][1](np.ones(2))
+
+
 def test_arrays_from_outside_are_held_by_reference():
     w = np.ones(3)
     captured = gl.capture(lambda x: gl.grad(lambda v: np.sum(v * v * x))(w))

@@ -28,6 +28,79 @@ def test_a_torch_tensor_goes_in_without_a_copy():
     np.testing.assert_allclose(gl.grad(lambda x: np.sum(x * x))(x), 2 * X)
 
 
+def foreign(library):
+    """A function that makes an array of another library, of float64 or int64."""
+    if library == "torch":
+        torch = pytest.importorskip("torch")
+        return lambda x: torch.from_numpy(np.asarray(x))
+    jax = pytest.importorskip("jax")
+    jax.config.update("jax_enable_x64", True)
+    return jax.numpy.asarray
+
+
+TABLE = np.array([[0.5, -1.0, 2.0], [1.0, 0.0, 3.0]])
+LABELS, NARROW = np.array([2, 0]), np.ones((3, 2))
+# f(x, i, t): x of three floats, i of two integers, t of two rows, which may be another library's
+TAKEN = {
+    "cotangent": lambda x, i, t: gl.vjp(np.sin, X)[1](x),
+    "tangent": lambda x, i, t: gl.jvp(np.sin, (x,), (x,)),
+    "direction": lambda x, i, t: gl.hvp(lambda z: np.sum(z**3), (x,), (x,)),
+    "vector of an operator": lambda x, i, t: gl.JacobianOperator(np.sin, X).matvec(x),
+    "index": lambda x, i, t: gl.grad(lambda z: np.sum(z[i] ** 2))(X),
+    "index beside a slice": lambda x, i, t: gl.grad(lambda z: np.sum(z[1:, i] ** 2))(TABLE),
+    "mask": lambda x, i, t: gl.grad(lambda z: np.sum(z[x > 1.5] ** 2))(X),
+    "take": lambda x, i, t: gl.grad(lambda z: np.sum(np.take(z, i) ** 2))(X),
+    "take_along_axis": lambda x, i, t: gl.grad(lambda z: np.sum(np.take_along_axis(z, i, 0) ** 2))(X),
+    "checkpoint": lambda x, i, t: gl.grad(lambda z: gl.checkpoint(lambda a, b, j: np.sum((a * b)[j]))(z, x, i))(X),
+    "per_sample_grad": lambda x, i, t: gl.per_sample_grad(lambda w, x, y: gl.cross_entropy(x @ w, y, reduction="none"))(
+        np.eye(3), t, i
+    ),
+    "cross_entropy": lambda x, i, t: gl.grad(lambda z: gl.cross_entropy(z, i))(t),
+    "embedding": lambda x, i, t: gl.grad(lambda z: np.sum(gl.embedding(i % 2, z) ** 2))(t),
+    "linear": lambda x, i, t: gl.grad(lambda z: np.sum(gl.linear(t, z) ** 2))(NARROW),
+    "layer_norm": lambda x, i, t: gl.grad(lambda z: np.sum(gl.layer_norm(z, x, x) ** 3))(t),
+    "rms_norm": lambda x, i, t: gl.rms_norm(t, x),
+    "softmax": lambda x, i, t: gl.softmax(t, mask=t > 0),
+    "log_softmax": lambda x, i, t: gl.log_softmax(t),
+    "logsumexp": lambda x, i, t: gl.logsumexp(t),
+    "gelu": lambda x, i, t: gl.gelu(x),
+    "dropout": lambda x, i, t: gl.dropout(x, 0.5, gl.Generator(0)),
+    "bias_dropout_add": lambda x, i, t: gl.bias_dropout_add(t, x, t),
+    "capture": lambda x, i, t: gl.capture(lambda x, i: np.sum(np.sin(x[i])))(x, i),
+    "held by a capture": lambda x, i, t: gl.capture(gl.grad(lambda z: np.sum(z * x)))(X),
+}
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+@pytest.mark.parametrize("name", TAKEN)
+def test_arrays_of_other_libraries_wherever_one_is_taken(name, library):
+    make, f = foreign(library), TAKEN[name]
+    got, want = (gl.tree.flatten(f(*args))[0] for args in (map(make, (X, LABELS, TABLE)), (X, LABELS, TABLE)))
+    for a, b in zip(got, want, strict=True):
+        assert type(a) is type(b)
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_a_capture_records_once_for_arrays_of_another_library(library):
+    make, calls = foreign(library), []
+
+    def f(x):
+        calls.append(x)
+        return np.sum(x**2)
+
+    captured = gl.capture(gl.grad(f))
+    for x in (X, X + 1, X):
+        np.testing.assert_array_equal(captured(make(x)), 2 * x)
+    assert len(calls) == 1
+    if library == "torch":  # without a copy: what changes in place is seen
+        held = make(X.copy())
+        captured = gl.capture(lambda x: np.sum(x * held))
+        captured(X)
+        held += 1
+        assert captured(X) == np.sum(X * (X + 1))
+
+
 def test_dlpack_of_anyone():
     class Foreign:
         """Another library's array, as far as DLPack goes."""

@@ -12,8 +12,10 @@ from functools import partial, wraps
 from typing import Any
 
 from .. import tree
+from ..device import adopt, array_module
 from ..op import describe, shape_of
 from ..ops.batching import UNKNOWN, Tag
+from ..storing import raise_hidden
 from ..threads import one_blas_thread
 from ..trace import Trace, Traced, module_of
 from ..transforms import Outputs, check_float, owned, pick
@@ -32,7 +34,7 @@ class Batched:
     def __init__(self, name: str, f: Callable[..., Any], args: tuple, axes: tuple, wanted: tuple[int, ...], kw: dict):
         self.name = name
         flat = [tree.flatten(a) for a in args]
-        leaves = [x for part, _ in flat for x in part]
+        leaves = [adopt(x) for part, _ in flat for x in part]
         owner = [i for i, (part, _) in enumerate(flat) for _ in part]
         self.samples = _batch_size(name, leaves, owner, axes, args)
         self.trace = Trace(self.samples)
@@ -55,6 +57,9 @@ class Batched:
         self.leaves, self.slots, self.shared = ([c[k] for c in chosen] for k in (1, 2, 3))
         try:
             self.outputs = Outputs(name, self.trace, f(*_unflatten([s for _, s in flat], inputs), **kw))
+        except ValueError as error:
+            raise_hidden(error, self.trace.lost)
+            raise
         finally:
             self.trace.alive = False
         self.structures = [flat[i][1] for i in wanted]
@@ -89,8 +94,6 @@ def _unflatten(structures: list[Any], leaves: list[Any]) -> list[Any]:
 
 def module_of_or_none(x: Any) -> Any:
     """The array module of an argument leaf, None for what is not an array."""
-    from ..device import array_module
-
     return x.module if type(x) is Traced else array_module(x)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import tree
-from ..device import array_module
+from ..device import adopt, array_module
 from ..op import describe, shape_of
 from ..precision import is_real, wide
 from ..trace import Traced, module_of, raw
@@ -121,6 +121,7 @@ class JacobianOperator:
 
     def _columns(self, name: str, v: Any, ndim: int, length: int) -> Any:
         """The columns of v as a stack (k, length)."""
+        v = adopt(v)
         shape = shape_of(v)
         if len(shape) != ndim or shape[0] != length:
             expected = f"({length},)" if ndim == 1 else f"({length}, k)"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..device import adopt
 from ..jacobian.blocks import Diagonal, Identity, RepeatedDiagonal
 from ..jacobian.factors import Rows, rows_by_sample
 from ..op import Op, describe, lift, shape_of, total
@@ -133,6 +134,7 @@ def bias_dropout_add(
     >>> gl.bias_dropout_add(np.array([[-3.0, 1.0]]), np.ones(2), np.full((1, 2), 10.0), activation="relu")
     array([[10., 12.]])
     """
+    x, b, residual = adopt(x), adopt(b), adopt(residual)
     _check(x, b, residual, activation, rate, rng)
     seed = counter = None
     if rng is not None and rate:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..capture import effect
-from ..device import array_module
+from ..device import adopt, array_module
 from ..jacobian.blocks import RowGradient
 from ..op import Op, describe, shape_of, total
 from ..precision import is_floating, narrow, smallest, wide
@@ -220,6 +220,7 @@ def cross_entropy(
     >>> round(float(gl.cross_entropy(np.zeros((1, 4)), np.array([2]))), 6)
     1.386294
     """
+    logits, labels = adopt(logits), adopt(labels)
     _check(logits, labels, reduction, ignore_index, label_smoothing)
     return _cross_entropy(
         logits, labels, reduction=reduction, ignore_index=ignore_index, label_smoothing=float(label_smoothing)

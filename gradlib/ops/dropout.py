@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..capture import copied, effect, recorded
+from ..device import adopt
 from ..jacobian.blocks import Diagonal
 from ..op import Op, describe
 from ..precision import is_floating, narrow, wide, working
@@ -144,6 +145,7 @@ def dropout(x: Any, rate: float, rng: Generator) -> Any:
     """
     if not isinstance(rng, Generator):
         raise TypeError(f"dropout: expected a gl.Generator as rng, got {type(rng).__name__}")
+    x = adopt(x)
     if not hasattr(x, "dtype") or not is_floating(x.dtype):
         raise TypeError(f"dropout: expected a floating-point array, got {describe(x)}")
     check_rate("dropout", rate)

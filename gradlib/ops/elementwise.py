@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..device import adopt
 from ..op import Op, describe
 from ..precision import in_working, is_floating
 from ..trace import HANDLERS
@@ -162,6 +163,7 @@ def _floating(name: str, x: Any) -> Any:
     """`x`, if it is a floating-point array or a number; TypeError otherwise."""
     if isinstance(x, (bool, int)):
         return float(x)
+    x = adopt(x)
     if not isinstance(x, float) and (not hasattr(x, "dtype") or not is_floating(x.dtype)):
         raise TypeError(f"{name}: expected a floating-point array, got {describe(x)}")
     return x

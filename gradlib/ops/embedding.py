@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..capture import effect
-from ..device import array_module
+from ..device import adopt, array_module
 from ..jacobian.blocks import ByRules
 from ..jacobian.factors import Gathered, by_sample
 from ..op import Op, describe, shape_of
@@ -148,5 +148,6 @@ def embedding(ids: Any, table: Any) -> Any:
     array([[1., 1.],
            [2., 2.]])
     """
+    ids, table = adopt(ids), adopt(table)
     _check(ids, table)
     return _embedding(ids, table)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..device import adopt
 from ..jacobian.blocks import DiagonalLowRank
 from ..op import Op
 from ..precision import narrow, wide
@@ -96,6 +97,7 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-
     array([[0., 2.],
            [1., 1.]])
     """
+    x, weight, bias = adopt(x), adopt(weight), adopt(bias)
     eps = check("layer_norm", x, eps, weight=weight, bias=bias)
     if bias is not None:
         return _layer_norm(x, weight, bias, eps=eps)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..device import adopt
 from ..jacobian.blocks import ByRules, Kronecker, RepeatedDiagonal, SharedDense
 from ..jacobian.factors import Outer, Rows, rows_by_sample
 from ..op import Op, describe, shape_of, total
@@ -189,6 +190,7 @@ def linear(x: Any, w: Any, b: Any = None, *, activation: str | None = None) -> A
            [0.]])
     """
     sparse = type(x) not in _DENSE and (is_sparse(x) or isinstance(x, CSR))
+    x, w, b = adopt(x), adopt(w), adopt(b)
     _check(x, w, b, activation, sparse)
     bias = () if b is None else (b,)
     if sparse:

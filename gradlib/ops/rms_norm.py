@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..device import adopt
 from ..jacobian.blocks import DiagonalLowRank
 from ..op import Op
 from ..precision import narrow, wide
@@ -87,5 +88,6 @@ def rms_norm(x: Any, weight: Any = None, *, eps: float = 1e-6) -> Any:
     >>> gl.rms_norm(np.array([[3.0, 4.0, 0.0, 0.0]]), 0.5 * np.ones(4)).round(3)
     array([[0.6, 0.8, 0. , 0. ]])
     """
+    x, weight = adopt(x), adopt(weight)
     eps = check("rms_norm", x, eps, weight=weight)
     return _rms_norm(x, eps=eps) if weight is None else _rms_norm(x, weight, eps=eps)

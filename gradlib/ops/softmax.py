@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..device import adopt
 from ..jacobian.blocks import DiagonalLowRank, RowGradient
 from ..op import Op, describe, normalize_axes, normalize_axis, shape_of, total
 from ..precision import is_floating, narrow, smallest, wide
@@ -281,11 +282,13 @@ def softmax(x: Any, axis: Any = -1, *, mask: Any = None, causal: bool = False) -
     array([[1. , 0. ],
            [0.5, 0.5]])
     """
+    x = adopt(x)
     if axis is None or type(axis) is tuple:
         return _along_many("softmax", softmax, x, axis, mask, causal)
     axis = _axis("softmax", x, axis)
     if mask is None and causal is False:
         return _softmax(x, axis=axis)
+    mask = adopt(mask)
     _check_mask("softmax", x, axis, mask, causal)
     return _masked_softmax(x, *(() if mask is None else (mask,)), axis=axis, causal=bool(causal))
 
@@ -300,11 +303,13 @@ def log_softmax(x: Any, axis: Any = -1, *, mask: Any = None, causal: bool = Fals
     >>> gl.log_softmax(np.array([1e4, 0.0]))
     array([     0., -10000.])
     """
+    x = adopt(x)
     if axis is None or type(axis) is tuple:
         return _along_many("log_softmax", log_softmax, x, axis, mask, causal)
     axis = _axis("log_softmax", x, axis)
     if mask is None and causal is False:
         return _log_softmax(x, axis=axis)
+    mask = adopt(mask)
     _check_mask("log_softmax", x, axis, mask, causal)
     # the inner choice keeps masked entries out of the sum, the outer one their dy out of the derivative
     keep = attended(module_of(x), x.shape, mask, causal)
@@ -322,6 +327,7 @@ def logsumexp(x: Any, axis: Any = -1, keepdims: bool = False, *, b: Any = None) 
     >>> float(gl.logsumexp(np.array([1e4, -np.inf])))
     10000.0
     """
+    x = adopt(x)
     if b is not None:
         return _weighted(x, axis, bool(keepdims), b)
     if axis is None or type(axis) is tuple:
