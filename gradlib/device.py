@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import optree
 
+from . import tree as trees
+
 __all__ = ["array_module", "device_info", "is_array", "to_device"]
 
 #: True inside ``gradlib.kernels.launch.simulate()``: NumPy arrays then take the CUDA kernels (in the simulator).
@@ -100,7 +102,10 @@ def to_device(tree: Any, device: str) -> Any:
             return cupy.asarray(x) if isinstance(x, np.ndarray) else x
         return x.get() if hasattr(x, "get") and array_module(x) not in (None, np) else x
 
-    return optree.tree_map(move, tree, is_leaf=lambda x: hasattr(x, "moved"), none_is_leaf=True)
+    trees.flatten(tree)  # which makes pytrees of the dataclasses in it
+    return optree.tree_map(
+        move, tree, is_leaf=lambda x: hasattr(x, "moved"), none_is_leaf=True, namespace=trees.NAMESPACE
+    )
 
 
 def device_info() -> list[dict[str, Any]]:

@@ -245,4 +245,5 @@ class Traced:
 
 
 tree.LEAVES.add(Traced)
+tree.PLAIN.add(Traced)
 OWN.add(Traced)

@@ -1,8 +1,10 @@
 """Transforms against JAX: nesting, pytrees, arguments, threads, values that leak."""
 
+import dataclasses
 import math
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +125,60 @@ def test_any_tree_and_none_leaves():
     assert pullback({"y": np.array(1.0), "none": None})[0]["p"].a == 2
     assert gl.jvp(f, (tree,), (tree,))[1].shape == ()
     assert float(value) == float(f(tree))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    w: Any
+    bias: Any = None
+    name: str = dataclasses.field(default="layer", metadata={"pytree_node": False})
+    twice: Any = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        assert isinstance(self.w, np.ndarray)  # not asked of what gradlib rebuilds
+        object.__setattr__(self, "twice", 2 * self.w)
+
+
+@dataclasses.dataclass
+class Net:
+    layers: list
+
+
+def test_dataclasses_are_trees():
+    def f(net):
+        first, second = net.layers
+        return np.sum(first.w * first.twice) + np.sum(second.w**3) + second.bias
+
+    w = np.array([1.0, 2.0])
+    net = Net([Layer(w), Layer(w, 1.5, "last")])
+    for g in (gl.grad(f)(net), gl.capture(gl.grad(f))(net), gl.jacfwd(f)(net)):
+        first, second = g.layers
+        assert (type(g), type(first), second.name, first.bias) == (Net, Layer, "last", None)
+        np.testing.assert_array_equal(first.w, 2 * w)  # a field of its own, `twice`, holds the rest
+        np.testing.assert_array_equal(first.twice, w)
+        np.testing.assert_array_equal(second.w, 3 * w**2)
+        assert second.bias == 1
+    assert gl.tree.paths(net)[0] == ".layers[0].w"
+    y, dy = gl.jvp(lambda x: Layer(np.zeros(2), bias=np.sin(x)), (w,), (w,))
+    np.testing.assert_array_equal(dy.bias, w * np.cos(w))
+    moved = gl.to_device({"net": net}, "cpu")["net"]
+    assert moved.layers[1].w is w
+    stopped = gl.grad(lambda net: f(gl.stop_gradient(net)) + net.layers[1].bias)(net)
+    assert not stopped.layers[0].w.any()
+    with pytest.raises(TypeError, match=r"got int64\[2\] in argument\[0\]\.layers\[0\]\.bias"):
+        gl.grad(f)(Net([Layer(w, np.arange(2)), Layer(w)]))
+
+
+def test_a_dataclass_of_values_is_an_argument_of_a_capture():
+    @dataclasses.dataclass(eq=False)
+    class Settings:
+        x: Any
+        power: int
+
+    captured, calls = gl.capture(lambda s: calls.append(s) or s.x**s.power), []
+    for x in (np.ones(2), np.full(2, 3.0)):
+        np.testing.assert_array_equal(captured(Settings(x, 2)), x**2)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("argnums", [0, 1, -1, (0,), (0, 2), (-1, 0), (2, 1, 0)])
