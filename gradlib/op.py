@@ -9,6 +9,8 @@ An op is written once, in plain array code:
     block(xp, saved, i, **static)                  optional: the structured Jacobian of input i
     vjp_each(xp, saved, dy, need, axis, **static)  optional: [V*B, *x] or a factor of each shared input, by sample
     batch(tags, shapes, static)                    optional: where the batch axis goes
+    reads                                          optional: for each input, the places of `saved` that its derivative
+                                                   is made of; of the others a recorded op keeps the `Form` alone
 
 Every rule takes a stack of V cotangents or tangents at once and broadcasts what the forward pass saved over it.
 The statics reach the rules as keywords, so that `saved` holds arrays alone and can be traced in turn.
@@ -17,12 +19,13 @@ The statics reach the rules as keywords, so that `saved` holds arrays alone and 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .device import EXTRA_ARRAYS, SIMULATING, array_module
+from .kept import Keeper, Reads, keeper
 from .precision import FLOAT32, is_narrow
 
 _add_reduce: Callable[..., Any] = np.add.reduce
@@ -56,9 +59,11 @@ class Op:
         "check",
         "forward",
         "jvp",
+        "keep",
         "module",
         "name",
         "partials",
+        "reads",
         "vjp",
         "vjp_each",
     )
@@ -75,12 +80,15 @@ class Op:
         vjp_each: Callable[..., Any] | None = None,
         batch: Callable[..., Any] | None = None,
         partials: tuple = (),
+        reads: Reads | Callable[[], Reads] | None = None,
         module: str | None = None,
         registered: bool = True,
     ) -> None:
         self.name, self.forward, self.vjp, self.jvp = name, forward, vjp, jvp
         self.check, self.block, self.vjp_each, self.batch = check, block, vjp_each, batch
         self.partials = partials  # of an elementwise op: partials[i](xp, *x, y, **static) is ∂y/∂x_i
+        self.reads = reads  # or a function that tells, called once it is needed; `saved` then begins with the inputs
+        self.keep: Keeper | None = None if reads is None else self._first_keep
         self.module = module or forward.__module__.rpartition(".")[2]
         self._kernel: Any = _UNSOUGHT
         if registered:
@@ -105,6 +113,12 @@ class Op:
                 file = None
             self._kernel = getattr(file, self.name, None)
         return self._kernel
+
+    def _first_keep(self, saved: tuple, slots: Sequence[int], outs: Sequence[Any], form: Any) -> tuple:
+        """Find out how to choose among `saved`, and do so."""
+        reads = self.reads() if callable(self.reads) else self.reads
+        self.keep = keeper(reads or (), len(saved))
+        return self.keep(saved, slots, outs, form)
 
     def run(self, rule: str, xp: Any, *args: Any, **static: Any) -> Any:
         """Call forward, vjp or jvp: the kernel where arrays are on the GPU (or simulated), else the rule in `xp`."""

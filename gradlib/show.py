@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .device import array_module
+from .kept import Form
 from .transforms import run
 
 
@@ -89,4 +90,4 @@ def _input(names: dict[int, str], node: Any, i: int, slot: int) -> str:
     value: Any = node.saved[i] if node.op.partials else None  # an elementwise op saves its arguments
     if isinstance(value, (int, float)):
         return str(value)
-    return "a constant" if array_module(value) is None else _kind(value.shape, value.dtype)
+    return "a constant" if array_module(value) is None and type(value) is not Form else _kind(value.shape, value.dtype)

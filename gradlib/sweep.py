@@ -68,7 +68,7 @@ def sweep_back(trace: Trace, cotangents: list[Any], release: bool = False) -> li
             continue
         need = (True,) * len(parents) if -1 not in parents else tuple([p >= 0 for p in parents])
         if plain and xp is np and type(dy) is np.ndarray:
-            dxs = op.vjp(np, saved, dy, need, **static)
+            dxs = op.vjp(np, saved, dy, need, **static) if static else op.vjp(np, saved, dy, need)
         else:
             dxs = call_vjp(node, dy, need)
         if watcher is not None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .device import SCALARS, SIMULATING, adopt, array_module
+from .kept import FORMS, Form
 from .op import Op, describe
 from .precision import is_bfloat16
 from .traced import (
@@ -98,25 +99,30 @@ class Trace:
         self.batch = batch
         self.watcher = WATCHER.get()
         self.nodes: list[Node] = []
-        self.outs: list[tuple[tuple[int, ...], np.dtype]] = []  # slot -> shape, dtype
+        self.outs: list[Form] = []  # of every slot
 
     def wrap(self, value: Any) -> Traced:
         """`value` as a traced array in a new slot."""
-        self.outs.append((value.shape, value.dtype))
+        self.outs.append(FORMS[value.shape, value.dtype])
         return Traced(value, self, len(self.outs) - 1)
 
     def record(self, op: Op, xp: Any, static: dict, saved: tuple, slots: list, vals: Sequence, y: Any) -> Any:
         """Append a node; its result(s) as traced arrays."""
-        first, outputs = len(self.outs), len(y) if type(y) is tuple else 0
+        outs, outputs = self.outs, 0
+        first = len(outs)
+        if type(y) is tuple:
+            outputs, result = len(y), tuple([self.wrap(part) for part in y])
+        else:
+            form, result = FORMS[y.shape, y.dtype], Traced(y, self, first)
+            outs.append(form)
+            if op.keep is not None:
+                saved = op.keep(saved, slots, outs, form)
         if self.batch is None and self.watcher is None:
             fields: tuple = (op, xp, static, saved, slots, first, outputs, slots, (), "")
         else:
             fields = (op, xp, static, saved, self._float(slots), first, outputs, slots, *self._details(op, vals, y))
         self.nodes.append(_node(Node, fields))
-        if outputs:
-            return tuple([self.wrap(part) for part in y])
-        self.outs.append((y.shape, y.dtype))
-        return Traced(y, self, first)
+        return result
 
     def _float(self, slots: list) -> list[int]:
         """The slots that are differentiated: a trace of samples follows integers too."""
@@ -204,7 +210,7 @@ def find_module(name: str, values: Any) -> tuple[Any, bool]:
             if module is not None and here is not module:
                 raise _mixed(name, module, here)
             module = here
-        elif kind in SCALARS or v is None:
+        elif kind in SCALARS or v is None or kind is Form:
             continue
         else:
             here = array_module(v)

@@ -6,6 +6,8 @@ cotangents, not 3V. Where f' is cheaper from y (exp, tanh, sigmoid, relu) it is 
 loads of x. float16 and bfloat16 (S) are widened to float32 (T) as they are loaded and rounded once as they are stored.
 """
 
+from gradlib.kept import Form
+
 from .formulas import FORMULAS, except_for, formula, without
 from .intrinsics import arithmetic, cuda, int32, int64, pointer, tile_access
 from .launch import (
@@ -94,13 +96,19 @@ def unary(name, parameter=None):
     def vjp(xp, saved, dy, need, **static):
         if not need[0]:
             return (None,)
-        dx = run_scale(xp, name, *saved, dy, static.get(parameter, 0.0))
+        dx = run_scale(xp, name, *both(saved), dy, static.get(parameter, 0.0))
         return NotImplemented if dx is NotImplemented else (dx,)
 
     def jvp(xp, saved, dx, **static):
-        return NotImplemented if dx[0] is None else run_scale(xp, name, *saved, dx[0], static.get(parameter, 0.0))
+        return NotImplemented if dx[0] is None else run_scale(xp, name, *both(saved), dx[0], static.get(parameter, 0.0))
 
     return Kernel(forward, vjp, jvp)
+
+
+def both(saved):
+    """(x, y): where the op kept one of them, since f' is made of that alone, it stands for the other too."""
+    x, y = saved
+    return (y if type(x) is Form else x), (x if type(y) is Form else y)
 
 
 def run_forward(xp, name, x, a=0.0):
@@ -114,8 +122,8 @@ def run_forward(xp, name, x, a=0.0):
 
 def run_scale(xp, name, x, y, d, a=0.0):
     """d * f'(x) by the kernel; x, y (...), d (V, ...)."""
-    if not takes(x, y, d, dtypes=dtypes_of(name)) or without(str(x.dtype), name):
-        return NotImplemented
+    if type(x) is Form or not takes(x, y, d, dtypes=dtypes_of(name)) or without(str(x.dtype), name):
+        return NotImplemented  # without x and y f' is a number, which the rule serves
     x, y, d = contiguous(xp, x, y, d)
     out, V = empty(xp, d.shape, d.dtype), d.shape[0]
     W = vector_width(x.dtype)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..capture import Recorder, compile_program, tree_of
 from ..device import SIMULATING, array_module
+from ..kept import Form
 from ..op import Dispatching
 from ..trace import RECORDER, Node
 from .chain import chain_of
@@ -150,6 +151,8 @@ def _kept(x: Any) -> Any:
         return None
     if type(x) in (tuple, list):
         return tuple(map(_kept, x))
+    if type(x) is Form:
+        return Form, *x
     module = array_module(x)
     return _setting(x) if module is None else (module.__name__, type(x), x.shape, x.dtype)
 

@@ -156,6 +156,7 @@ _where = Op(
     vjp=_where_vjp,
     jvp=_where_jvp,
     batch=elementwise_batch,
+    reads=((), (0,), (0,)),
 )
 
 

@@ -132,7 +132,7 @@ def _leaky_f(xp: Any, x: Any, *, negative_slope: float) -> Any:
 
 
 def _leaky_df(xp: Any, x: Any, y: Any, *, negative_slope: float) -> Any:
-    m = _as(xp, x > 0, y)
+    m = _as(xp, x > 0, x)
     return m + negative_slope * (1 - m)
 
 

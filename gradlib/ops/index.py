@@ -19,6 +19,7 @@ import numpy as np
 from ..capture import effect, recorded
 from ..device import adopt, array_module
 from ..jacobian.factors import Gathered, by_sample
+from ..kept import form_of
 from ..op import Op, describe, shape_of
 from ..trace import RECORDER, Namespace, Traced, module_of, raw
 from .batching import UNKNOWN, Mixed, Tag
@@ -74,7 +75,7 @@ def _segment_sum(xp: Any, dy: Any, at: Any, out: Any) -> Any:
 
 
 def _getitem_forward(xp: Any, x: Any, *arrays: Any, template: tuple, aligned: tuple = ()) -> tuple:
-    return x[_fill(template, arrays) if arrays else template], (x, *arrays)
+    return x[_fill(template, arrays) if arrays else template], (form_of(x), *arrays)
 
 
 def _getitem_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, template: tuple, aligned: tuple = ()) -> tuple:
@@ -142,7 +143,7 @@ def _scatter_jvp(xp: Any, saved: tuple, dx: tuple, *, template: tuple, shape: tu
 
 
 def _gather_forward(xp: Any, d: Any, *arrays: Any, template: tuple) -> tuple:
-    return _gather_stack(xp, d, _fill(template, arrays), template), (d, *arrays)
+    return _gather_stack(xp, d, _fill(template, arrays), template), (form_of(d), *arrays)
 
 
 def _gather_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, template: tuple) -> tuple:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kept import form_of
 from ..op import Op, describe, normalize_axis, shape_of
 from ..trace import HANDLERS, Traced, module_of, raw
 from .batching import Mixed, Tag, agree
@@ -27,7 +28,7 @@ def _pieces(saved: tuple, axis: int) -> list[tuple]:
 
 
 def _forward(xp: Any, *x: Any, axis: int) -> tuple:
-    return xp.concatenate(x, axis=axis), x
+    return xp.concatenate(x, axis=axis), tuple(map(form_of, x))
 
 
 def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: int) -> tuple:

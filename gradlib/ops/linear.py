@@ -125,7 +125,16 @@ def _batch(tags: tuple, shapes: tuple, static: dict) -> Any:
     return tags[0]
 
 
-_linear = Op("linear", forward=_forward, vjp=_vjp, jvp=_jvp, vjp_each=_vjp_each, block=_block, batch=_batch)
+_linear = Op(
+    "linear",
+    forward=_forward,
+    vjp=_vjp,
+    jvp=_jvp,
+    vjp_each=_vjp_each,
+    block=_block,
+    batch=_batch,
+    reads=((1, 2, 3, 4), (0, 1, 2, 3, 4), (1, 2, 3, 4)),  # parameters live on anyway: x alone is worth leaving out
+)
 
 
 # Sparse x: B rows given by data (nnz,), column indices (nnz,) and indptr (B + 1,).

@@ -132,7 +132,15 @@ def _block(xp: Any, saved: tuple, i: int) -> Any:
 
 
 _matmul = Op(
-    "matmul", check=_check, forward=_forward, vjp=_vjp, jvp=_jvp, vjp_each=_vjp_each, block=_block, batch=_batch
+    "matmul",
+    check=_check,
+    forward=_forward,
+    vjp=_vjp,
+    jvp=_jvp,
+    vjp_each=_vjp_each,
+    block=_block,
+    batch=_batch,
+    reads=((1,), (0,)),
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..jacobian.blocks import Diagonal, Identity
 from ..jacobian.factors import Rows, by_sample
+from ..kept import places_read
 from ..op import Op, check_broadcast, lift, shape_of, unbroadcast
 from ..precision import narrow, wide
 from ..trace import Namespace
@@ -25,12 +26,19 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
     A partial of 1 or -1 may be given as that number. `module` is the file that holds the op.
     """
 
-    def forward(xp: Any, *x: Any, **static: Any) -> Any:
+    def forward_one(xp: Any, x: Any, **static: Any) -> Any:
+        if type(xp) is Namespace:  # as below
+            y = op(x, **static)
+        else:
+            y = f(xp, x, **static) if static else f(xp, x)  # the second is quicker
+        return y, (x, y)
+
+    def forward_many(xp: Any, *x: Any, **static: Any) -> Any:
         if type(xp) is Namespace:  # recorded one level down as itself, so that its conventions hold at every order
             y = op(*x, **static)
         else:
             try:
-                y = f(xp, *x, **static)
+                y = f(xp, *x, **static) if static else f(xp, *x)
             except ValueError:
                 check_broadcast(name, *x)
                 raise
@@ -42,7 +50,7 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
             return d if df == 1 else -d
         if d.dtype.itemsize == 2:
             return scale_wide(xp, df, d, saved, static)
-        return d * df(xp, *saved, **static)  # type: ignore[operator,misc]
+        return d * (df(xp, *saved, **static) if static else df(xp, *saved))  # type: ignore[operator,misc]
 
     def scale_wide(xp: Any, df: Any, d: Any, saved: tuple, static: dict) -> Any:
         """The same with one rounding, where d is float16 or bfloat16."""
@@ -51,7 +59,10 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
     def vjp_one(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], **static: Any) -> tuple:
         if dy.dtype.itemsize == 2:
             return (scale(xp, 0, dy, saved, static),)
-        return (dy * formula(xp, *saved, **static) if formula else scale(xp, 0, dy, saved, static),)
+        if formula is None:
+            return (scale(xp, 0, dy, saved, static),)
+        x, y = saved
+        return (dy * (formula(xp, x, y, **static) if static else formula(xp, x, y)),)
 
     def vjp_many(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], **static: Any) -> list:
         dx: list[Any] = []
@@ -59,7 +70,7 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
             if not need[i] or df is None:
                 dx.append(None)
                 continue
-            d, shape = scale(xp, i, dy, saved, static), shape_of(saved[i])
+            d, shape = scale(xp, i, dy, saved, static), saved[i].shape
             dx.append(d if d.shape[1:] == shape else unbroadcast(xp, d, shape))
         return dx
 
@@ -96,11 +107,15 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
         if shape_of(saved[i]) != y.shape:
             return None  # broadcast: no longer a diagonal
         if dfs[i] == 1:
-            return Identity(y, y.shape)
+            return Identity(xp.empty((), y.dtype), y.shape)
         return Diagonal(scale(xp, i, xp.ones((1, *y.shape), y.dtype), saved, static)[0])
 
     formula: Any = dfs[0] if callable(dfs[0]) else None
-    vjp = vjp_one if len(dfs) == 1 else vjp_many
+    forward, vjp = (forward_one, vjp_one) if len(dfs) == 1 else (forward_many, vjp_many)
     rules: dict[str, Any] = {"forward": forward, "vjp": vjp, "jvp": jvp, "block": block, "vjp_each": vjp_each}
-    op = Op(name, **rules, batch=elementwise_batch, partials=dfs, module=module)
+
+    def reads() -> tuple:
+        return tuple([places_read(df, len(dfs)) for df in dfs])
+
+    op = Op(name, **rules, batch=elementwise_batch, partials=dfs, reads=reads, module=module)
     return op

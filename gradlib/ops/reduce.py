@@ -160,7 +160,7 @@ def _check_nonempty(name: str) -> Callable[..., None]:
     return check
 
 
-_sum = Op("sum", forward=_sum_forward, vjp=_sum_vjp, jvp=_sum_jvp, batch=reduction_batch("sum"))
+_sum = Op("sum", forward=_sum_forward, vjp=_sum_vjp, jvp=_sum_jvp, batch=reduction_batch("sum"), reads=((),))
 _mean = Op(
     "mean",
     check=_check_nonempty("mean"),
@@ -168,6 +168,7 @@ _mean = Op(
     vjp=_mean_vjp,
     jvp=_mean_jvp,
     batch=reduction_batch("mean"),
+    reads=((),),
 )
 _prod = Op("prod", forward=_prod_forward, vjp=_prod_vjp, jvp=_prod_jvp, batch=reduction_batch("prod"))
 _max = Op(

@@ -33,7 +33,7 @@ def linear_map(name: str, move: Callable[..., Any], back: Callable[..., Any], **
     def jvp(xp: Any, saved: tuple, dx: tuple, **static: Any) -> Any:
         return move(xp, dx[0], 1, **static)
 
-    return Op(name, forward=forward, vjp=vjp, jvp=jvp, module="shape", **rules)
+    return Op(name, forward=forward, vjp=vjp, jvp=jvp, reads=((),), module="shape", **rules)
 
 
 def _stack(x: Any, lead: int) -> tuple[int, ...]:
