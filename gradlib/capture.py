@@ -116,6 +116,26 @@ class Recorder(Trace):
         self.calls.append(Call(function, self.template(args), static, self.template(wrapped)))
         return wrapped
 
+    def own_function(self, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """NumPy's own function, recorded; NotImplemented unless all its arrays are this capture's or NumPy's."""
+        values = (*args, *kwargs.values())
+        leaves = _leaves(tree_of(values, lambda x: x))
+        foreign = any(x.owner is not self or x.module is not np for x in leaves if type(x) is Traced)
+        if foreign or SIMULATING.get() or kwargs.get("out") is not None:
+            return NotImplemented
+        n, names = len(args), tuple(kwargs)
+        kinds: list[type] = []
+
+        def call(*values: Any) -> Any:
+            y = function(*values[:n], **dict(zip(names, values[n:], strict=True)))
+            if isinstance(y, tuple):  # a named one perhaps
+                kinds[:] = [type(y)]
+                return tuple(y)
+            return y
+
+        y = self.call(call, values, {})
+        return y if not kinds or kinds[0] is tuple else kinds[0](*y)
+
     def effect(self, action: Callable[..., None], args: tuple) -> None:
         """Do something for its effect, now and at every replay."""
         token = RECORDER.set(None)

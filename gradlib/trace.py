@@ -25,6 +25,7 @@ from .traced import (
     ALTERNATIVES,
     CREATORS,
     HANDLERS,
+    NUMPYS,
     Namespace,
     Traced,
     lose_trace,
@@ -38,6 +39,7 @@ __all__ = [
     "ALTERNATIVES",
     "CREATORS",
     "HANDLERS",
+    "NUMPYS",
     "RECORDER",
     "WATCHER",
     "Namespace",
@@ -91,6 +93,7 @@ class Trace:
 
     __slots__ = ("alive", "batch", "level", "lost", "nodes", "outs", "watcher")
     unit: Any = None  # of a capture: the namespace that runs and records whole rules
+    own_function: Any = None  # of a capture: records a function of NumPy's whole
 
     def __init__(self, batch: int | None = None) -> None:
         self.level = next(_levels)

@@ -28,6 +28,9 @@ HANDLERS: dict[Any, Callable[..., Any]] = {}
 #: NumPy function with `like=` -> ours, which gets the traced array it should be like first.
 CREATORS: dict[Any, Callable[..., Any]] = {}
 
+#: NumPy function whose own values a capture gives -> the keywords with which it does, None for always.
+NUMPYS: dict[Any, frozenset[str] | None] = {}
+
 #: Name of a function that is not supported -> what to write instead, filled by ``gradlib.ops.alternatives``.
 ALTERNATIVES: dict[str, str] = {}
 
@@ -228,6 +231,10 @@ class Traced:
         if method != "__call__":
             handler = HANDLERS.get((ufunc, method)) or _unsupported(f"{name}.{method}")
             return handler(*inputs, **{k: v for k, v in kwargs.items() if (k, v) != ("keepdims", False)})
+        if self.owner.unit is not None and ufunc not in HANDLERS:
+            y = self.owner.own_function(ufunc, inputs, kwargs)
+            if y is not NotImplemented:
+                return y
         # SciPy's ufuncs are known by name, so that SciPy need not be imported
         handler = HANDLERS.get(ufunc) or HANDLERS.get(("scipy.special", name)) or _unsupported(name)
         if "dtype" in kwargs and np.dtype(kwargs["dtype"]).kind == "f":  # the dtype to compute in
@@ -240,8 +247,26 @@ class Traced:
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if func in CREATORS:  # like=: an array of this one's kind
             return CREATORS[func](self, *args, **kwargs)
+        if self.owner.unit is not None and func in NUMPYS:
+            y = numpys(func, args, kwargs)
+            if y is not NotImplemented:
+                return y
         handler = HANDLERS.get(func) or _unsupported(f"{func.__module__}.{func.__name__}".removeprefix("numpy."))
         return handler(*args, **kwargs)
+
+
+def numpys(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+    """NumPy's own function, recorded whole where all values are a capture's alone; else NotImplemented.
+
+    The uncaptured function calls it too, and a replay gives the same to the last bit.
+    """
+    keywords = NUMPYS[function]
+    if keywords is not None and keywords.isdisjoint(kwargs):
+        return NotImplemented
+    traced = next((x for x in (*args, *kwargs.values()) if type(x) is Traced), None)
+    if traced is None or traced.owner.unit is None:
+        return NotImplemented
+    return traced.owner.own_function(function, args, kwargs)
 
 
 tree.LEAVES.add(Traced)

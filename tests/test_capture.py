@@ -6,6 +6,7 @@ import weakref
 
 import numpy as np
 import pytest
+from scipy import special
 
 import gradlib as gl
 from gradlib.memory import keep_freed_memory
@@ -47,6 +48,65 @@ def test_replays_equal_to_the_bit(name, dtype):
         before = x.copy()
         same(captured(x), f(x))
         assert np.array_equal(x, before)
+
+
+M = RNG.standard_normal((7, 33))
+SQUARE = RNG.standard_normal((13, 13))
+UNTRANSFORMED = {
+    "var": (lambda x: np.var(x, ddof=1), M),
+    "std": (lambda x: x.std(axis=1, ddof=1), M),
+    "sum": (lambda x: np.sum(x, axis=1, where=x > 0), M),
+    "method sum": (lambda x: x.sum(axis=1, where=x > 0, initial=2.5), M),
+    "mean": (lambda x: np.mean(x, where=x > 0), M),
+    "mean of a mask held": (lambda x: x.mean(where=M > 0), M),
+    "gradient": (lambda x: np.gradient(x, 0.3, axis=1), M),
+    "gradient of places": (lambda x: np.gradient(x[0], np.linspace(0, 1, 33) ** 2), M),
+    "quantile": (lambda x: np.quantile(x, [0.1, 0.33], axis=1), M),
+    "median": (lambda x: np.median(x, axis=0), M),
+    "average": (lambda x: np.average(x, axis=1, weights=np.exp(x[0])), M),
+    "linspace": (lambda x: np.linspace(x[0], 2 * x[1], 17), M),
+    "einsum": (lambda x: np.einsum("ij,kj,lj->ikl", x, x, x), M),
+    "einsum to one": (lambda x: np.einsum("ij,ij->", x, M), M),
+    "vecdot": (lambda x: np.vecdot(x, x), M),
+    "trapezoid": (lambda x: np.trapezoid(x, dx=0.3), M),
+    "nanvar": (lambda x: np.nanvar(x, axis=1), M),
+    "i0": (lambda x: np.i0(x), M),
+    "norm": (lambda x: np.linalg.norm(x, 3, axis=1), M),
+    "norm 2": (lambda x: np.linalg.norm(x, 2), M),
+    "norm nuc": (lambda x: np.linalg.norm(x, "nuc"), SQUARE),
+    "singular values": (lambda x: np.linalg.svd(x, compute_uv=False), M),
+    "svd": (lambda x: np.linalg.svd(x).Vh, M),
+    "qr": (lambda x: tuple(np.linalg.qr(x)), M),
+    "complete qr": (lambda x: np.linalg.qr(x.T, mode="complete").Q, M),
+    "eigvalsh": (lambda x: np.linalg.eigvalsh(x @ x.T), M),
+    "matrix_power": (lambda x: np.linalg.matrix_power(x, 5), SQUARE),
+    **{
+        f"special.{name}": (lambda x, name=name: getattr(special, name)(np.abs(x) + 0.1), M)
+        for name in ("expm1", "log1p", "exp2", "cbrt", "erf", "gammaln", "expit")
+    },
+}
+
+
+@pytest.mark.parametrize("name", UNTRANSFORMED)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_replays_of_plain_code_equal_numpys_values_to_the_bit(name, dtype):
+    f, x = UNTRANSFORMED[name]
+    captured = gl.capture(f)
+    for scale in (1, 2, 3):
+        y = (x / scale).astype(dtype)
+        same(captured(y), f(y))
+
+
+def test_gradients_beside_plain_code_keep_their_rules():
+    """A function of NumPy's is recorded whole only where no transform differentiates it."""
+
+    def f(x):
+        spread = np.var(x, axis=1, ddof=1)
+        return spread, gl.value_and_grad(lambda z: np.sum(np.var(z, axis=1, ddof=1) * spread))(x)
+
+    captured = gl.capture(f)
+    for scale in (1, 2):
+        same(captured(M / scale), f(M / scale))
 
 
 @pytest.mark.parametrize("transform", [gl.grad, gl.batch_jacobian])

@@ -26,6 +26,7 @@ from . import (  # noqa: F401  (importing registers the handlers of NumPy's func
     nondiff,
     norm,
     numeric,
+    numpys,
     padding,
     picking,
     products,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..trace import HANDLERS, Traced, lose_trace
+from ..traced import numpys
 from . import (
     arithmetic,
     cumulative,
@@ -136,10 +137,27 @@ for _name, _call in _COMPARISONS.items():
     setattr(Traced, f"__{_name}__", _operator(_call)[0])
 for _name, _call in _UNARY.items():
     setattr(Traced, f"__{_name}__", lambda self, _call=_call: _call(self))
+
+
+_REDUCTIONS = ("sum", "mean", "prod", "max", "min", "var", "std")
+
+
+def _reducing(call: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """x.sum() and its kin; as np.sum for a capture."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.owner.unit is not None and (y := numpys(function, (self, *args), kwargs)) is not NotImplemented:
+            return y
+        return call(self, *args, **kwargs)
+
+    return method
+
+
 for _name, _call in _METHODS.items():
     setattr(Traced, _name, lambda self, *args, _call=_call, **kwargs: _call(self, *args, **kwargs))
 _REST: dict[str, Any] = {
     "__getitem__": index.getitem,
+    **{name: _reducing(_METHODS[name], getattr(np, name)) for name in _REDUCTIONS},
     "reshape": _many(shape.reshape),
     "transpose": _many(shape.transpose),
     "T": property(shape.transpose),
