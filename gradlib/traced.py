@@ -51,10 +51,13 @@ class Namespace(Dispatching):
         elif not callable(function) or isinstance(function, type):
             return function
         else:
+            creator = CREATORS.get(twin)
             handler = HANDLERS.get(twin, _unsupported(name))
 
             def found(*args: Any, **kwargs: Any) -> Any:
-                return handler(*args, **kwargs) if _any_traced(args) else function(*args, **kwargs)
+                if not _any_traced(args):
+                    return function(*args, **kwargs)
+                return handler(*args, **kwargs) if creator is None else creator(_first_traced(args), *args, **kwargs)
 
         setattr(self, name, found)
         return found
@@ -83,6 +86,14 @@ def _any_traced(args: Sequence[Any]) -> bool:
         if type(a) is Traced or (type(a) in (list, tuple) and _any_traced(a)):
             return True
     return False
+
+
+def _first_traced(args: Sequence[Any]) -> Any:
+    for a in args:
+        found = _first_traced(a) if type(a) in (list, tuple) else a
+        if type(found) is Traced:
+            return found
+    return None
 
 
 def _unsupported(name: str) -> Callable[..., NoReturn]:
@@ -156,6 +167,25 @@ class Traced:
         return self.value.nbytes
 
     @property
+    def itemsize(self) -> int:
+        return self.value.itemsize
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return raw(self).strides
+
+    @property
+    def device(self) -> Any:
+        """Where the array lives, as NumPy ("cpu") or CuPy says it."""
+        return getattr(raw(self), "device", "cpu")  # NumPy's scalars have none before 2.1
+
+    def to_device(self, device: Any, /, *, stream: Any = None) -> Traced:
+        """x itself: a derivative does not move between devices."""
+        if device != self.device:
+            raise ValueError(f"to_device: a traced array stays on {self.device}; move the inputs with gl.to_device")
+        return self
+
+    @property
     def module(self) -> Any:
         """The array module of the concrete array inside."""
         return array_module(raw(self.value))
@@ -196,8 +226,14 @@ class Traced:
     def __index__(self) -> int:
         return self._concrete("an index or a size").__index__()
 
-    def item(self) -> Any:
-        return self._concrete("item()").item()
+    def __trunc__(self) -> int:
+        return int(self._concrete("math.trunc()"))
+
+    def __format__(self, spec: str) -> str:
+        return format(self._concrete("formatting"), spec) if spec else str(self)
+
+    def item(self, *at: Any) -> Any:
+        return self._concrete("item()").item(*at)
 
     def tolist(self) -> Any:
         return self._concrete("tolist()").tolist()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..op import describe
 from ..trace import HANDLERS, Traced, lose_trace
 from ..traced import numpys
 from . import (
@@ -36,6 +37,22 @@ def _in_place(name: str) -> Callable[..., Any]:
         raise lose_trace(f"x.{name}()", f"write y = np.{name}(x)")
 
     return method
+
+
+def _view(a: Any, dtype: Any = None) -> Any:
+    """x.view() is x, which nothing changes."""
+    if dtype is not None and dtype is not np.ndarray and np.dtype(dtype) != a.dtype:
+        raise lose_trace(
+            f"x.view({np.dtype(dtype)}), its bits as other numbers,", "write x.astype(dtype) for its values"
+        )
+    return elementwise.positive(a)
+
+
+def _rounded(a: Any, ndigits: Any = None) -> Any:
+    """round(x) is an int, as of a NumPy number; round(x, n) is np.round's."""
+    if a.shape:
+        raise TypeError(f"round: expected a number, got {describe(a)}; use np.round")
+    return round(nondiff.concrete(a, "round()").item()) if ndigits is None else nondiff.round_(a, ndigits)
 
 
 _BINARY: dict[str, Callable[..., Any]] = {
@@ -99,7 +116,9 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "sort": _in_place("sort"),
     "partition": _in_place("partition"),
     "repeat": picking.repeat,
-    "copy": elementwise.positive,
+    "copy": lambda a, order="C": elementwise.positive(a),
+    "view": _view,
+    "__round__": _rounded,
 }
 
 
@@ -161,6 +180,7 @@ _REST: dict[str, Any] = {
     "reshape": _many(shape.reshape),
     "transpose": _many(shape.transpose),
     "T": property(shape.transpose),
+    "flat": property(shape.ravel),
     "mT": property(shape.matrix_transpose),
     "real": property(elementwise.positive),
     "imag": property(numeric.imag),
