@@ -116,7 +116,7 @@ class Trace:
         if type(y) is tuple:
             outputs, result = len(y), tuple([self.wrap(part) for part in y])
         else:
-            form, result = FORMS[y.shape, y.dtype], Traced(y, self, first)
+            form, result = FORMS[y.shape, y.dtype], Traced(y, self, first)  # type: ignore[assignment]
             outs.append(form)
             if op.keep is not None:
                 saved = op.keep(saved, slots, outs, form)

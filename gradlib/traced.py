@@ -98,7 +98,9 @@ def _first_traced(args: Sequence[Any]) -> Any:
 
 def _unsupported(name: str) -> Callable[..., NoReturn]:
     def fail(*args: Any, **kwargs: Any) -> NoReturn:
-        family = ALTERNATIVES.get(name.partition(".")[0], "rewrite it with supported functions")
+        family = ALTERNATIVES.get(
+            name.partition(".")[0], "rewrite it with supported functions, or give its derivative in gl.custom_rules"
+        )
         instead = ALTERNATIVES.get(name, family)
         raise NotImplementedError(
             f"gradlib does not differentiate {name}; {instead}, or wrap its argument in gl.stop_gradient where no "

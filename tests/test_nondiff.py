@@ -28,6 +28,13 @@ CALLS = {
     "same": lambda x: np.array_equal(x, x),
     "type": lambda x: np.result_type(x, np.float32),
     "scalar": lambda x: np.isscalar(x),
+    "angle": lambda x: np.angle(x) + np.angle(x, deg=True),
+    "spacing": lambda x: np.spacing(x),
+    "integers": lambda x: np.gcd((x > 0) << 2, np.lcm(np.argsort(x), 3)) >> 1,
+    "bits": lambda x: np.packbits(x > 0) + np.unpackbits(np.packbits(x > 0))[:2],
+    "places": lambda x: np.unravel_index(x.argmax(), x.shape)[0] + np.ravel_multi_index(np.nonzero(x > 0), x.shape),
+    "einsum_path": lambda x: np.einsum_path("ij,kj->ik", x, x)[1],
+    "round": lambda x: (round(x[0, 0]), round(x[0, 1], 1)),
     "list": lambda x: x.tolist(),
     "item": lambda x: (x[0, 0].item(), float(x[0, 0]), int(x[0, 1]), bool(x[0, 2]), [5, 6][x[0].argmax() // 9]),
 }

@@ -44,6 +44,10 @@ CALLS = {
     "nan_to_num": (lambda x: np.nan_to_num(x, nan=2.0), X),
     "float_power": (lambda x: np.float_power(np.abs(x), x[0]), X),
     "real": (lambda x: np.real(x) + np.imag(x) + np.conj(x) + x.real + x.imag + x.conj() + np.real_if_close(x), X),
+    "divmod": (lambda x: (*np.divmod(x, 0.7), *divmod(x, x[0]), *divmod(3.3, x)), X),
+    "modf": (np.modf, X),
+    "polyval": (lambda x: np.polyval(x[0], x) + np.polyval([1.0, 2.0, 3.0], x) + np.polyval(x[1], [[1.0]] * 3), X),
+    "dtype": (lambda x: np.add(x, 1, dtype=float) * np.exp(x, dtype=np.float64), X),
     "lists": (lambda x: x * [1, 2, 3, 4] + [[1], [2], [3]] - np.add([1, 2, 3, 4], x) + np.multiply(x, [2]), X),
 }
 

@@ -12,7 +12,7 @@ from rulecheck import close, randn, uniform
 import gradlib as gl
 from gradlib.ops import table
 from gradlib.ops.conventions import CONVENTIONS
-from gradlib.trace import ALTERNATIVES, HANDLERS
+from gradlib.trace import ALTERNATIVES, CREATORS, HANDLERS
 
 X, P = randn(3, 4), uniform(2, 3, low=0.2, high=0.8)
 I = np.array([[0, 2], [1, 1]])
@@ -145,11 +145,33 @@ def test_unsupported_functions_are_named_with_an_alternative():
         (np.convolve, None),
         (lambda x: np.fft.fft(x), "fft.fft; complex numbers have no derivative here"),
         (lambda x: np.apply_along_axis(np.sum, 0, x), "apply_along_axis; call your function on slices"),
-        (lambda x: np.unique(x), "does not differentiate unique; rewrite it with supported functions"),
+        (lambda x: np.unique(x), "does not differentiate unique; take x[places] with the places"),
     ]:
         with pytest.raises(NotImplementedError) as caught:
             gl.grad(lambda x, f=f: f(x, x, x) if f is np.interp else f(x, x) if f is np.convolve else f(x))(X[0])
         assert (words or f"does not differentiate {f.__name__}; {ALTERNATIVES[f.__name__]}") in str(caught.value)
+
+
+#: Functions of dates and of printing, which take no numbers to differentiate.
+_NO_NUMBERS = {"busday_count", "busday_offset", "is_busday", "datetime_as_string", "isnat", "printoptions"}
+
+
+@pytest.mark.parametrize("module", [np, np.linalg])
+def test_every_function_of_numpy_is_supported_or_has_an_alternative(module):
+    for name in dir(module):
+        f = getattr(module, name)
+        dispatches = isinstance(f, np.ufunc) or (hasattr(f, "__wrapped__") and hasattr(f, "_implementation"))
+        if name.startswith("_") or not dispatches or f in HANDLERS or f in CREATORS or name in _NO_NUMBERS:
+            continue
+        path = name if isinstance(f, np.ufunc) else f"{f.__module__}.{f.__name__}".removeprefix("numpy.")
+        assert path in ALTERNATIVES or path.partition(".")[0] in ALTERNATIVES, name
+
+
+def test_other_functions_of_scipy_point_to_rules_of_ones_own():
+    with pytest.raises(
+        NotImplementedError, match=r"differentiate ellipk; .* or give its derivative in gl\.custom_rules"
+    ):
+        gl.grad(lambda x: special.ellipk(x))(0.5)
 
 
 @pytest.mark.parametrize("bad", [1j, np.ones(4, complex), np.array(["a"] * 4), np.array([None] * 4)])

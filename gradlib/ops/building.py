@@ -13,9 +13,9 @@ import numpy as np
 from ..device import array_module
 from ..op import describe, normalize_axis, shape_of
 from ..trace import HANDLERS, Traced, module_of, raw
-from .arithmetic import add, divide, multiply, subtract, where
+from .arithmetic import add, divide, multiply, power, subtract, where
 from .index import getitem, places
-from .join import as_array, concatenate, split, taking_lists
+from .join import as_array, concatenate, holds_traced, split, taking_lists
 from .nondiff import concrete, floor
 from .picking import take
 from .reduce import refuse
@@ -74,6 +74,27 @@ def linspace(
     if dtype is not None:  # to integers it rounds down
         y = astype(y if np.dtype(dtype).kind not in "iu" else floor(y), dtype)
     return (y, step) if retstep else y
+
+
+def logspace(
+    start: Any, stop: Any, num: int = 50, endpoint: bool = True, base: Any = 10.0, dtype: Any = None, axis: int = 0
+) -> Any:
+    """base to the power of evenly spaced numbers."""
+    spaced = linspace if holds_traced([start, stop]) else module_of(raw(base)).linspace
+    exponents = spaced(start, stop, num, endpoint, axis=axis)
+    y = power(expand_dims(base, axis) if shape_of(base) else base, exponents)
+    return y if dtype is None else astype(y, dtype)
+
+
+def geomspace(start: Any, stop: Any, num: int = 50, endpoint: bool = True, dtype: Any = None, axis: int = 0) -> Any:
+    """start (stop / start)^t for evenly spaced t."""
+    like = start if type(start) is Traced else stop
+    start, stop = (as_array(end, like) if isinstance(end, (list, tuple)) else end for end in (start, stop))
+    ratio = divide(stop, start)
+    t = module_of(raw(ratio)).arange(num, dtype=ratio.dtype) / max(num - 1 if endpoint else num, 1)
+    y = multiply(power(ratio, t.reshape((num,) + (1,) * len(shape_of(ratio)))), start)
+    y = moveaxis(y, 0, axis) if axis else y
+    return y if dtype is None else astype(y, dtype)
 
 
 # --- choosing ------------------------------------------------------------------------------------------------------
@@ -221,6 +242,8 @@ HANDLERS.update(
         np.tile: tile,
         np.full_like: full_like,
         np.linspace: linspace,
+        np.logspace: logspace,
+        np.geomspace: geomspace,
         np.select: select,
         np.diagflat: lambda v, k=0: HANDLERS[np.diag](ravel(v), k),
         np.delete: delete,

@@ -50,4 +50,8 @@ CONVENTIONS = [
      "equal eigenvalues: first derivatives of what does not depend on the choice of eigenvectors are right"),
     ("np.sum((lambda u, s, vt: u @ vt)(*np.linalg.svd(x)) * [[0.0, 1.0], [0.0, 0.0]])", "[[2.0, 0.0], [0.0, 2.0]]",
      "[[0.0, 0.25], [-0.25, 0.0]]", "equal singular values: likewise"),
+    ("np.linalg.qr(x, 'complete')[0][:, 1] @ gl.stop_gradient(np.linalg.qr(x, 'complete')[0][:, 2])",
+     "[[1.0], [2.0], [3.0]]", "[[0.0], [0.0], [0.0]]",
+     "columns that complete a basis could be turned among themselves: they do not turn; likewise in "
+     "np.linalg.svd with full_matrices=True"),
 ]  # fmt: skip

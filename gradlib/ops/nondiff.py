@@ -50,6 +50,12 @@ _UFUNCS = [
     "rint",
     "floor_divide",
     "heaviside",
+    "spacing",
+    "left_shift",
+    "right_shift",
+    "gcd",
+    "lcm",
+    "bitwise_count",
 ]
 for _name in _UFUNCS:
     HANDLERS[getattr(np, _name)] = _elementwise(_name)
@@ -62,6 +68,7 @@ floor_divide, floor, isfinite = (HANDLERS[f] for f in (np.floor_divide, np.floor
 
 cast = _op("cast", lambda xp, x, *, dtype: x.astype(dtype), elementwise_batch)
 _round = _op("round", lambda xp, x, *, decimals: xp.round(x, decimals), elementwise_batch)
+_angle = _op("angle", lambda xp, x, *, deg: xp.angle(x, deg), elementwise_batch)  # of real numbers: 0 or π
 _fix = _op("fix", lambda xp, x: xp.trunc(x), elementwise_batch)
 stopped = _op("stop_gradient", lambda xp, x: x, elementwise_batch)
 
@@ -142,6 +149,16 @@ def _like(name: str) -> Callable[..., Any]:
     return call
 
 
+def _einsum_path(*operands: Any, **others: Any) -> Any:
+    """It depends on the shapes alone."""
+    plain: list[Any] = [np.empty(x.shape) if type(x) is Traced else x for x in operands]
+    return np.einsum_path(*plain, **others)
+
+
+def _angle_of(z: Any, deg: bool = False) -> Any:
+    return _angle(z, deg=bool(deg))
+
+
 HANDLERS.update(
     {
         np.argmax: _axis_function("argmax", False, None),
@@ -150,6 +167,8 @@ HANDLERS.update(
         np.round: round_,
         np.around: round_,
         np.fix: lambda x: _fix(x),
+        np.angle: _angle_of,
+        np.einsum_path: _einsum_path,
         np.any: _reduced("any"),
         np.all: _reduced("all"),
         np.count_nonzero: _reduced("count_nonzero"),

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from ..op import Op, shape_of
-from ..trace import HANDLERS, module_of, raw
-from .arithmetic import power
+from ..trace import HANDLERS, Traced, module_of, raw
+from .arithmetic import add, multiply, power, subtract
 from .elementwise import positive
+from .index import getitem
+from .join import as_array
+from .nondiff import floor_divide
 from .pointwise import elementwise
 
 # a mod b = a - b floor(a / b), and fmod with trunc
@@ -97,6 +100,27 @@ def float_power(a: Any, b: Any) -> Any:
     return power(*wide)
 
 
+def divmod_(a: Any, b: Any) -> tuple:
+    """a // b and a mod b."""
+    return floor_divide(a, b), mod(a, b)
+
+
+def modf(x: Any) -> tuple:
+    """The fraction and the whole part, both with the sign of x."""
+    whole = HANDLERS[np.trunc](x)
+    return subtract(x, whole), whole
+
+
+def polyval(p: Any, x: Any) -> Any:
+    """Σ_k p_k x^(n-1-k) by Horner's rule."""
+    like = x if type(x) is Traced else p
+    p, x = (as_array(v, like) if isinstance(v, (list, tuple)) else v for v in (p, x))
+    y = multiply(x, 0)
+    for k in range(shape_of(p)[0]):
+        y = add(multiply(y, x), getitem(p, k))
+    return y
+
+
 def imag(val: Any) -> Any:
     """Zeros: traced arrays are real."""
     return module_of(raw(val)).zeros(shape_of(val), val.dtype)
@@ -106,6 +130,9 @@ HANDLERS.update(
     {
         np.remainder: mod,
         np.fmod: fmod,
+        np.divmod: divmod_,
+        np.modf: modf,
+        np.polyval: polyval,
         np.copysign: copysign,
         np.logaddexp2: logaddexp2,
         np.sinc: lambda x: _sinc(x, nth=0),

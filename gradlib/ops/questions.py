@@ -36,6 +36,7 @@ def _held(x: Any, name: str) -> Any:
 _PLACES = (
     np.nonzero, np.flatnonzero, np.argwhere, np.searchsorted, np.argpartition, np.nanargmax, np.nanargmin, np.lexsort,
     np.isclose, np.isin, np.isneginf, np.isposinf, np.isreal, np.iscomplex, np.array_equiv, np.digitize, np.bincount,
+    np.ravel_multi_index, np.unravel_index, np.packbits, np.unpackbits,
 )  # fmt: skip
 HANDLERS.update({f: _plain(f) for f in _PLACES})
 nonzero, searchsorted, counts = (HANDLERS[f] for f in (np.nonzero, np.searchsorted, np.bincount))

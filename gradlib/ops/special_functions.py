@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..op import Op, describe
-from ..precision import is_floating, wide
+from ..precision import is_floating, is_narrow, wide
 from ..trace import HANDLERS, Traced
 from .elementwise import _erf, _sigmoid_op
 from .pointwise import Partial, elementwise
@@ -25,13 +25,15 @@ _ROOT_2PI = math.sqrt(2 * math.pi)
 
 
 def _op(name: str, *dfs: Partial, ufunc: str | None = None) -> Op:
-    """An op for SciPy's function `name`, in the dtype of its arguments (SciPy widens float16 and knows no bfloat16);
-    and its handler."""
+    """An op for SciPy's function `name`, and its handler.
+
+    The dtype is SciPy's (a Python number among several arguments makes it float64), but float16 and bfloat16 stay.
+    """
 
     def f(xp: Any, *x: Any) -> Any:
         y = getattr(special(xp), name)(*map(wide, x))
         dtype = np.result_type(*[getattr(v, "dtype", v) for v in x])
-        return y if y.dtype == dtype or not is_floating(dtype) else y.astype(dtype)
+        return y.astype(dtype) if y.dtype != dtype and is_narrow(dtype) else y
 
     op = elementwise(f"special_{name}", f, *dfs, module="special_functions")
     HANDLERS["scipy.special", ufunc or name] = op
@@ -54,6 +56,8 @@ _op("erfc", lambda xp, x, y: (-2 / _ROOT_PI) * xp.exp(-x * x))
 _op("erfcx", lambda xp, x, y: 2 * x * y - 2 / _ROOT_PI)
 _op("erfinv", lambda xp, x, y: (_ROOT_PI / 2) * xp.exp(y * y))
 _op("erfcinv", lambda xp, x, y: (-_ROOT_PI / 2) * xp.exp(y * y))
+_op("erfi", lambda xp, x, y: (2 / _ROOT_PI) * xp.exp(x * x))
+_op("dawsn", lambda xp, x, y: 1 - 2 * x * y)
 _op("ndtr", lambda xp, x, y: xp.exp(-0.5 * x * x) / _ROOT_2PI)
 _op("log_ndtr", lambda xp, x, y: xp.exp(-0.5 * x * x - y) / _ROOT_2PI)
 _op("ndtri", lambda xp, x, y: _ROOT_2PI * xp.exp(0.5 * y * y))
@@ -61,6 +65,8 @@ _op("ndtri", lambda xp, x, y: _ROOT_2PI * xp.exp(0.5 * y * y))
 # logistic
 _op("logit", lambda xp, x, y: 1 / (x * (1 - x)))
 _op("log_expit", lambda xp, x, y: _sigmoid_op(-x))
+_op("exp1", lambda xp, x, y: -xp.exp(-x) / x)
+_op("expi", lambda xp, x, y: xp.exp(x) / x)
 _op("exp10", lambda xp, x, y: math.log(10) * y)
 
 # gamma: the derivatives of ψ are ψ⁽ⁿ⁾(x) = (-1)ⁿ⁺¹ n! ζ(n + 1, x), with Hurwitz' zeta
@@ -75,7 +81,9 @@ _op(
     lambda xp, a, b, y: y * (digamma(a) - digamma(a + b)),
     lambda xp, a, b, y: y * (digamma(b) - digamma(a + b)),
 )
-_op("betaln", lambda xp, a, b, y: digamma(a) - digamma(a + b), lambda xp, a, b, y: digamma(b) - digamma(a + b))
+betaln: Op = _op(
+    "betaln", lambda xp, a, b, y: digamma(a) - digamma(a + b), lambda xp, a, b, y: digamma(b) - digamma(a + b)
+)
 
 
 # entropies: x log y and its kin are 0 at x = 0 for every y
@@ -85,7 +93,7 @@ def _ratio(xp: Any, x: Any, y: Any) -> Any:
 
 
 xlogy = _op("xlogy", lambda xp, a, b, y: xp.log(b), lambda xp, a, b, y: _ratio(xp, a, b))
-_op("xlog1py", lambda xp, a, b, y: xp.log1p(b), lambda xp, a, b, y: _ratio(xp, a, 1 + b))
+xlog1py: Op = _op("xlog1py", lambda xp, a, b, y: xp.log1p(b), lambda xp, a, b, y: _ratio(xp, a, 1 + b))
 _op("entr", lambda xp, x, y: -1 - xp.log(x))
 _op("rel_entr", lambda xp, a, b, y: xp.log(a / b) + 1, lambda xp, a, b, y: -a / b)
 _op("kl_div", lambda xp, a, b, y: xp.log(a / b), lambda xp, a, b, y: 1 - a / b)
@@ -100,6 +108,8 @@ j0: Op = _op("j0", lambda xp, x, y: -j1(x))
 j1: Op = _op("j1", lambda xp, x, y: j0(x) - _or_limit(xp, x, 0.5, lambda s: j1(s) / s))
 y0: Op = _op("y0", lambda xp, x, y: -y1(x))
 y1: Op = _op("y1", lambda xp, x, y: y0(x) - y / x)
+k0: Op = _op("k0", lambda xp, x, y: -k1(x))
+k1: Op = _op("k1", lambda xp, x, y: -k0(x) - y / x)
 jv: Op = _op("jv", None, lambda xp, n, x, y: 0.5 * (jv(n - 1, x) - jv(n + 1, x)))
 yn: Op = _op("yn", None, lambda xp, n, x, y: 0.5 * (yn(n - 1, x) - yn(n + 1, x)))
 yv: Op = _op("yv", None, lambda xp, n, x, y: 0.5 * (yv(n - 1, x) - yv(n + 1, x)))
@@ -119,22 +129,33 @@ _op("gammainc", None, lambda xp, a, x, y: _gamma_density(xp, a, x))
 _op("gammaincc", None, lambda xp, a, x, y: -_gamma_density(xp, a, x))
 
 
-def _only_second(name: str, op: Any) -> Any:
-    """No derivative by the first argument is known in closed form: a traced one is refused, not taken for data."""
+# incomplete beta: ∂/∂x = ±xᵃ⁻¹ (1 - x)ᵇ⁻¹ / B(a, b)
+def _beta_density(xp: Any, a: Any, b: Any, x: Any) -> Any:
+    log_beta = betaln(a, b)
+    return xp.exp(xlogy(a - 1, x) + xlog1py(b - 1, -x) - log_beta)
 
-    def call(order: Any, x: Any) -> Any:
-        if type(order) is Traced and is_floating(order.dtype):
-            raise NotImplementedError(
-                f"{name}: the derivative with respect to its first argument ({describe(order)}) is not supported; "
-                "wrap it in gl.stop_gradient if it is a constant"
-            )
-        return op(order, x)
+
+_op("betainc", None, None, lambda xp, a, b, x, y: _beta_density(xp, a, b, x))
+_op("betaincc", None, None, lambda xp, a, b, x, y: -_beta_density(xp, a, b, x))
+
+
+def _only_last(name: str, op: Any) -> Any:
+    """No derivative by the other arguments is known in closed form: traced ones are refused, not taken for data."""
+
+    def call(*args: Any) -> Any:
+        for place, x in zip(("first", "second"), args[:-1], strict=False):
+            if type(x) is Traced and is_floating(x.dtype):
+                raise NotImplementedError(
+                    f"{name}: the derivative with respect to its {place} argument ({describe(x)}) is not supported; "
+                    "wrap it in gl.stop_gradient if it is a constant"
+                )
+        return op(*args)
 
     return call
 
 
-for _name in ("_zeta", "jv", "yn", "yv", "iv", "ive", "kv", "gammainc", "gammaincc"):
-    HANDLERS["scipy.special", _name] = _only_second(_name.strip("_"), HANDLERS["scipy.special", _name])
+for _name in ("_zeta", "jv", "yn", "yv", "iv", "ive", "kv", "gammainc", "gammaincc", "betainc", "betaincc"):
+    HANDLERS["scipy.special", _name] = _only_last(_name.strip("_"), HANDLERS["scipy.special", _name])
 
 
 def _logaddexp_reduce(array: Any, axis: int = 0, keepdims: bool = False) -> Any:
