@@ -177,16 +177,9 @@ for _name, _call in _METHODS.items():
 _divmod, _rdivmod = _operator(numeric.divmod_)
 
 
-def _round(self: Any, ndigits: int | None = None) -> Any:
-    """round(x) of a number: plain, an integer without `ndigits`."""
-    y = nondiff.round_(self, ndigits or 0)
-    return y.astype(int) if ndigits is None else y
-
-
 _REST: dict[str, Any] = {
     "__divmod__": _divmod,
     "__rdivmod__": _rdivmod,
-    "__round__": _round,
     "__getitem__": index.getitem,
     **{name: _reducing(_METHODS[name], getattr(np, name)) for name in _REDUCTIONS},
     "reshape": _many(shape.reshape),

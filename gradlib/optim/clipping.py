@@ -19,7 +19,7 @@ from ..op import describe
 from ..precision import is_floating, working
 from ..trace import RECORDER, Traced, namespace, raw
 
-_CHUNK = 1 << 14  # entries whose squares are summed at once in their own dtype: a long sum in float32 loses digits
+_CHUNK = 1 << 12  # entries whose squares are summed at once in their own dtype: a long sum in float32 loses digits
 
 
 def clip_by_global_norm(grads: Any, max_norm: float) -> tuple[Any, Any]:
