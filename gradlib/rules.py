@@ -16,27 +16,57 @@ from . import tree
 from .device import adopt
 from .op import Op, describe, shape_of
 from .ops.dropout import same_masks
-from .trace import RECORDER, Namespace, Traced
+from .trace import RECORDER, WATCHER, Namespace, Traced
 from .transforms import pull, push, run, zeros
 
 
-class _Arguments:
-    """The leaves of a call: floating-point ones, which an op takes, put back among the others."""
+class _Leaves:
+    """The leaves of a tree: some that an op takes or gives, in the places `at`, and others that are passed along."""
+
+    at: list[int]
+
+    def __init__(self, whole: Any) -> None:
+        self.leaves, self.structure = tree.flatten(whole)
+
+    def rebuilt(self, some: Any, others: Callable[[Any], Any] = lambda x: x) -> Any:
+        """The tree with `some` in their places."""
+        full = list(map(others, self.leaves))
+        for i, x in zip(self.at, some, strict=True):
+            full[i] = x
+        return tree.unflatten(self.structure, full)
+
+
+class _Arguments(_Leaves):
+    """Those of a call; an op takes the floating-point ones."""
 
     def __init__(self, args: tuple) -> None:
-        self.leaves, self.structure = tree.flatten(args)
+        super().__init__(args)
         self.leaves = [np.asarray(x) if isinstance(x, float) else adopt(x) for x in self.leaves]
         self.at = [i for i, x in enumerate(self.leaves) if getattr(getattr(x, "dtype", None), "kind", "") == "f"]
 
     def floats(self) -> list[Any]:
         return [self.leaves[i] for i in self.at]
 
-    def rebuilt(self, floats: Any, others: Callable[[Any], Any] = lambda x: x) -> tuple:
-        """The arguments with `floats` in their places."""
-        full = list(map(others, self.leaves))
-        for i, x in zip(self.at, floats, strict=True):
-            full[i] = x
-        return tree.unflatten(self.structure, full)
+
+class _Result(_Leaves):
+    """Those of a function's result; an op gives the arrays, which are not kept here."""
+
+    def __init__(self, name: str, y: Any) -> None:
+        super().__init__(y)
+        self.at = [i for i, x in enumerate(self.leaves) if hasattr(x, "shape")]
+        if not self.at:
+            raise TypeError(f"{name}: expected the function to return at least one array, got {describe(y)}")
+
+    def take(self) -> tuple:
+        """The arrays, which are let go."""
+        arrays = tuple([self.leaves[i] for i in self.at])
+        for i in self.at:
+            self.leaves[i] = None
+        return arrays
+
+    def rebuilt_alone(self, some: Any) -> Any:
+        """The tree with `some` in their places, and None for the others."""
+        return self.rebuilt(some, lambda x: None)
 
 
 def _level(x: Any) -> int:
@@ -46,7 +76,7 @@ def _level(x: Any) -> int:
 def _as_one_op(
     name: str, f: Callable[..., Any], make_rules: Callable[..., dict[str, Any]], again: bool
 ) -> Callable[..., Any]:
-    """f, recorded as one op; `make_rules(f, arguments, [structure_of_the_result])` gives its vjp and jvp.
+    """f, recorded as one op; `make_rules(f, arguments, [_Result])` gives its vjp and jvp.
 
     again: whether the rules call f; the masks of dropout are then the same.
     """
@@ -55,11 +85,13 @@ def _as_one_op(
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if any(type(x) is Traced for x in tree.flatten(kwargs)[0]):
             raise TypeError(f"{name}: pass arrays that are differentiated by position, not by keyword")
+        if again and WATCHER.get() is not None:  # detect_anomaly looks at f's own ops
+            return f(*args, **kwargs)
         arguments = _Arguments(args)
         top = max(map(_level, arguments.floats()), default=0)
         if not top:
             return f(*args, **kwargs)
-        result: list[Any] = []
+        result: list[_Result] = []
         counters: list[Any] = []  # of the masks drawn
 
         def call(*args: Any, of: Callable[..., Any] = f) -> Any:
@@ -71,16 +103,16 @@ def _as_one_op(
             # Below a function that runs again, a capture has to see the single ops, or it would freeze their masks
             whole = type(xp) is Namespace and not (again and RECORDER.get() is not None)
             y = call(*arguments.rebuilt(floats), of=wrapped if whole else f)
-            leaves, structure = tree.flatten(y)
-            if any(_level(x) >= top for x in leaves):
+            found = _Result(name, y)
+            arrays = found.take()
+            if any(_level(x) >= top for x in arrays):
                 raise TypeError(f"{name}: the function uses a traced array from outside; pass it as an argument")
-            result.append(structure)
-            leaves = [x if hasattr(x, "shape") else np.asarray(x, float) for x in leaves]
-            return tuple(leaves), (floats, tuple(leaves))
+            result.append(found)
+            return arrays, (floats, arrays)
 
         op = Op(name, forward=forward, registered=False, **make_rules(call, arguments, result))
         y = op(*arguments.floats())
-        return tree.unflatten(result[0], y)
+        return result[0].rebuilt(y)
 
     return wrapped
 
@@ -88,9 +120,10 @@ def _as_one_op(
 def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
     """f, whose intermediate values are not kept for the backward pass but computed again there.
 
-    A decorator, valid under every transform. Arguments and result are pytrees. Memory falls to that of the arguments
+    A decorator, valid under every transform. Arguments and result are pytrees; leaves that are no arrays pass as they
+    are, but for Python floats among the arguments, which are 0-d arrays. Memory falls to that of the arguments
     and results, for one more evaluation of f, in which dropout draws the same masks again. TypeError when f uses a
-    traced array that is not a positional argument.
+    traced array that is not a positional argument, or returns no array.
 
     >>> import gradlib as gl, numpy as np
     >>> gl.grad(lambda x: np.sum(gl.checkpoint(np.sin)(x)))(np.zeros(2))
@@ -99,7 +132,10 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
 
     def rules(call: Callable[..., Any], arguments: _Arguments, result: list) -> dict[str, Any]:
         def again(floats: Any) -> Any:
-            return run("checkpoint", lambda *x: call(*arguments.rebuilt(x)), tuple(floats))
+            def arrays(*x: Any) -> tuple:
+                return _Result("checkpoint", call(*arguments.rebuilt(x))).take()
+
+            return run("checkpoint", arrays, tuple(floats))
 
         def vjp(xp: Any, saved: tuple, dy: Any, need: tuple) -> tuple:
             inside, outputs, _ = again(saved[0])
@@ -150,8 +186,8 @@ def custom_rules(vjp: Callable[..., Any] | None = None, jvp: Callable[..., Any] 
                     raise NotImplementedError(f"{name}: custom_rules was given no vjp rule")
                 floats, y = saved
                 primals = arguments.rebuilt(floats)
-                given = tree.unflatten(result[0], [_own(d) for d in dy])
-                got = vjp(primals, tree.unflatten(result[0], y), given)
+                given = result[0].rebuilt_alone([_own(d) for d in dy])
+                got = vjp(primals, result[0].rebuilt(y), given)
                 return _stacks(f"{name}: its vjp rule", got, primals, arguments, dy[0].shape[0])
 
             def push_forward(xp: Any, saved: tuple, dx: tuple) -> tuple:
@@ -159,10 +195,11 @@ def custom_rules(vjp: Callable[..., Any] | None = None, jvp: Callable[..., Any] 
                     raise NotImplementedError(f"{name}: custom_rules was given no jvp rule")
                 floats, y = saved
                 tangents = arguments.rebuilt([_own(d) for d in _filled(floats, dx)], others=lambda x: None)
-                got = jvp(arguments.rebuilt(floats), tree.unflatten(result[0], y), tangents)
+                got = jvp(arguments.rebuilt(floats), result[0].rebuilt(y), tangents)
                 leaves, structure = tree.flatten(got)
+                wanted = tree.flatten(result[0].rebuilt_alone(y))[1]
                 v = next(d.shape[0] for d in dx if d is not None)
-                if structure != result[0] or any(d.shape != (v, *a.shape) for d, a in zip(leaves, y, strict=True)):
+                if structure != wanted or any(d.shape != (v, *a.shape) for d, a in zip(leaves, y, strict=True)):
                     raise ValueError(
                         f"{name}: its jvp rule should return stacks of shape {[(v, *a.shape) for a in y]}, got "
                         f"{', '.join(map(describe, leaves))}"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
-from .device import array_module
-from .kept import Form
+import numpy as np
+
+from . import tree
+from .device import adopt
+from .op import Op, describe
+from .precision import is_floating
+from .trace import Trace
 from .transforms import run
 
 
@@ -40,10 +46,26 @@ def _kind(shape: tuple, dtype: Any) -> str:
     return f"{dtype}[{', '.join(map(str, shape))}]"
 
 
-def trace(f: Callable[..., Any], *args: Any) -> Graph:
-    """The graph that `f(*args)` records: ops, inputs, shapes and bytes, readable when printed.
+class _Noted(Trace):
+    """A trace that notes what each op was given: numbers as they are, arrays by dtype and shape."""
 
-    args: pytrees of floating-point arrays.
+    __slots__ = ("given",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[list[str]] = []
+
+    def record(self, op: Op, xp: Any, static: dict, saved: tuple, slots: list, vals: Sequence, y: Any) -> Any:
+        self.given.append([str(v) if isinstance(v, (int, float)) else describe(v) for v in vals])
+        return super().record(op, xp, static, saved, slots, vals, y)
+
+
+def trace(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Graph:
+    """The graph that `f(*args, **kwargs)` records: ops, inputs, shapes and bytes, readable when printed.
+
+    args: pytrees; their floating-point arrays and Python floats are the inputs of the graph. Anything else, and all
+    keyword arguments, is passed to f as it is. Of what is not traced, numbers are shown as they are, arrays as their
+    shapes.
 
     >>> import gradlib as gl, numpy as np
     >>> print(gl.trace(lambda x: np.sum(np.sin(x) * 2), np.zeros(3)))
@@ -54,12 +76,22 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
     y2    sum       y1      float64[]       8
     returns y2; 56 bytes
     """
-    inside, outputs, _ = run("trace", f, args)
-    graph = inside.trace
+    leaves, structure = tree.flatten(args)
+    leaves = list(map(adopt, leaves))
+    at = [i for i, x in enumerate(leaves) if type(x) is float or is_floating(getattr(x, "dtype", np.dtype(bool)))]
+
+    def of_inputs(*inputs: Any) -> Any:
+        full = list(leaves)
+        for i, x in zip(at, inputs, strict=True):
+            full[i] = x
+        return f(*tree.unflatten(structure, full), **kwargs)
+
+    graph = _Noted()
+    inside, outputs, _ = run("trace", of_inputs, tuple(leaves[i] for i in at), trace=graph)
     names = {slot: f"x{slot}" for slot in inside.slots}
     first = len(names)
     rows = []
-    for node in graph.nodes:
+    for node, given in zip(graph.nodes, graph.given, strict=True):
         results = range(node.slot, node.slot + max(node.outputs, 1))
         names.update({slot: f"y{slot - first}" for slot in results})
         shapes = [graph.outs[slot] for slot in results]
@@ -67,27 +99,10 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
             {
                 "name": ", ".join(names[s] for s in results),
                 "op": node.op.name,
-                "inputs": ", ".join(_input(names, node, i, slot) for i, slot in enumerate(node.parents)),
+                "inputs": ", ".join(names[s] if s >= 0 else g for s, g in zip(node.parents, given, strict=True)),
                 "result": ", ".join(_kind(*s) for s in shapes),
-                "bytes": sum(_bytes(*s) for s in shapes),
+                "bytes": sum(prod(shape) * dtype.itemsize for shape, dtype in shapes),
             }
         )
     inputs = [f"{names[s]} {_kind(*graph.outs[s])}" for s in inside.slots]
     return Graph(rows, inputs, ["a constant" if s is None else names[s] for s in outputs.slots])
-
-
-def _bytes(shape: tuple, dtype: Any) -> int:
-    n = dtype.itemsize
-    for size in shape:
-        n *= size
-    return n
-
-
-def _input(names: dict[int, str], node: Any, i: int, slot: int) -> str:
-    """The name of a traced input; a number as it is, a constant array by its shape."""
-    if slot >= 0:
-        return names[slot]
-    value: Any = node.saved[i] if node.op.partials else None  # an elementwise op saves its arguments
-    if isinstance(value, (int, float)):
-        return str(value)
-    return "a constant" if array_module(value) is None and type(value) is not Form else _kind(value.shape, value.dtype)

@@ -26,6 +26,13 @@ def call_vjp(node: Node, dy: Any, need: tuple[bool, ...]) -> Sequence[Any]:
     return node.op.run("vjp", xp, node.saved, dy, need, **node.static)
 
 
+def watched_vjp(trace: Trace, node: Node, dy: Any, need: tuple[bool, ...]) -> Sequence[Any]:
+    """`call_vjp`, under the eyes of `detect_anomaly` where it watches the trace."""
+    if trace.watcher is None:
+        return call_vjp(node, dy, need)
+    return trace.watcher.ruled(node, dy, call_vjp, node, dy, need)
+
+
 def take_cotangent(trace: Trace, node: Node, cotangents: list[Any]) -> Any:
     """Remove and return the cotangent stack of a node's result; None when nothing depends on it."""
     slot = node.slot
@@ -48,7 +55,12 @@ def accumulate(trace: Trace, cotangents: list[Any], slot: int, dx: Any) -> None:
     if dx.dtype is not dtype and dx.dtype != dtype:
         dx = dx.astype(dtype)
     old = cotangents[slot]
-    cotangents[slot] = dx if old is None else old + dx
+    if old is None:
+        cotangents[slot] = dx
+        return
+    cotangents[slot] = old + dx
+    if trace.watcher is not None:
+        trace.watcher.summed(trace, slot, (old, dx), cotangents[slot])
 
 
 def sweep_back(trace: Trace, cotangents: list[Any], release: bool = False) -> list[Any]:
@@ -67,12 +79,12 @@ def sweep_back(trace: Trace, cotangents: list[Any], release: bool = False) -> li
         if dy is None or op.vjp is None:
             continue
         need = (True,) * len(parents) if -1 not in parents else tuple([p >= 0 for p in parents])
-        if plain and xp is np and type(dy) is np.ndarray:
+        if watcher is not None:
+            dxs = watcher.ruled(node, dy, call_vjp, node, dy, need)
+        elif plain and xp is np and type(dy) is np.ndarray:
             dxs = op.vjp(np, saved, dy, need, **static) if static else op.vjp(np, saved, dy, need)
         else:
             dxs = call_vjp(node, dy, need)
-        if watcher is not None:
-            watcher.swept(node, dy, dxs)
         for i, slot in enumerate(parents):  # zip(…, strict=True) costs 0.3 µs
             if slot >= 0 and (dx := dxs[i]) is not None:
                 if cotangents[slot] is None and dx.dtype is outs[slot][1]:
@@ -89,9 +101,10 @@ def sweep_forward(trace: Trace, tangents: dict[int, Any]) -> dict[int, Any]:
         if node.op.jvp is None or all([d is None for d in dx]):
             continue
         xp = rules_namespace(node.xp, dx)
-        dy = node.op.run("jvp", xp, node.saved, dx, **node.static)
-        if trace.watcher is not None:
-            trace.watcher.swept(node, dx, dy)
+        if trace.watcher is None:
+            dy = node.op.run("jvp", xp, node.saved, dx, **node.static)
+        else:
+            dy = trace.watcher.ruled(node, dx, node.op.run, "jvp", xp, node.saved, dx, **node.static)
         for i, part in enumerate(dy if node.outputs else (dy,)):
             dtype = trace.outs[node.slot + i][1]
             tangents[node.slot + i] = part if part.dtype == dtype else part.astype(dtype)

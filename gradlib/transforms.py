@@ -80,10 +80,10 @@ class Outputs:
 
 
 def run(
-    name: str, f: Callable[..., Any], primals: tuple, batch: int | None = None, has_aux: bool = False
+    name: str, f: Callable[..., Any], primals: tuple, *, has_aux: bool = False, trace: Trace | None = None
 ) -> tuple[Primals, Outputs, Any]:
-    """Call f on traced primals, once: (primals, outputs, auxiliary value or None)."""
-    trace = Trace(batch)
+    """Call f on traced primals, once: (primals, outputs, auxiliary value or None). `trace`: the one to record on."""
+    trace = Trace() if trace is None else trace
     inside = Primals(name, trace, primals)
     try:
         y, aux = f(*inside.rebuilt()), None

@@ -171,6 +171,137 @@ def test_trace_prints_the_graph():
     ]
 
 
+def test_trace_takes_any_argument_and_shows_what_is_not_traced():
+    def f(x, ids, name, scale, *, power=1, weights=None):
+        assert name == "a"
+        return np.sum(np.where(x[ids] > 0, x[ids] * scale, power) * weights)
+
+    graph = gl.trace(f, np.ones(3), np.array([0, 2]), "a", 2.5, power=3, weights=np.ones((4, 2), np.float32))
+    assert graph.inputs == ["x0 float64[3]", "x1 float64[]"]
+    assert [(r["op"], r["inputs"]) for r in graph.rows] == [
+        ("getitem", "x0, int64[2]"),
+        ("getitem", "x0, int64[2]"),
+        ("multiply", "y1, x1"),
+        ("where", "bool[2], y2, 3"),
+        ("multiply", "y3, float32[4, 2]"),
+        ("sum", "y4"),
+    ]
+    assert [r["op"] for r in gl.trace(gl.checkpoint(np.tanh), np.ones(2)).rows] == ["checkpoint"]
+    assert [r["op"] for r in gl.trace(gl.grad(lambda x: np.sum(np.sin(x))), np.ones(2)).rows][-1] == "getitem"
+
+
+RESULTS = {
+    "string": lambda x: (np.sin(x), "s"),
+    "int": lambda x: [3, {"y": np.sin(x)}],
+    "float and None": lambda x: (np.sin(x), 1.5, None),
+    "array of ints": lambda x: (np.sin(x), np.arange(3)),
+}
+
+
+def _first(y):
+    return next(x for x in gl.tree.flatten(y)[0] if getattr(x, "dtype", None) == np.float64)
+
+
+@pytest.mark.parametrize("wrap", [gl.checkpoint, gl.custom_rules(lambda p, y, d: (_first(d) * np.cos(p[0]),))])
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_that_are_no_arrays_pass_as_they_are(name, wrap):
+    f = RESULTS[name]
+    wrapped, seen = wrap(f), []
+
+    def loss(x):
+        seen.append(wrapped(x))
+        return np.sum(_first(seen[-1]) ** 2)
+
+    np.testing.assert_allclose(gl.grad(loss)(X[0]), 2 * np.sin(X[0]) * np.cos(X[0]), rtol=1e-12)
+    if wrap is gl.checkpoint:
+        np.testing.assert_allclose(gl.hessian(loss)(X[0]), 2 * np.diag(np.cos(2 * X[0])), atol=1e-12)
+    (got, structure), (want, expected) = gl.tree.flatten(seen[0]), gl.tree.flatten(f(X[0]))
+    assert structure == expected
+    assert [x for x in got if not hasattr(x, "shape")] == [x for x in want if not hasattr(x, "shape")]
+    assert [type(x) for x in got if not hasattr(x, "shape")] == [type(x) for x in want if not hasattr(x, "shape")]
+
+
+def test_a_checkpoint_without_arrays_is_refused():
+    with pytest.raises(TypeError, match="checkpoint: expected the function to return at least one array, got int"):
+        gl.grad(lambda x: gl.checkpoint(lambda y: 5)(x) * np.sum(x))(X)
+
+
+def root(x):
+    y = x * 2
+    y = np.sqrt(y)  # root
+    return y * 1.0
+
+
+def power(x):
+    y = np.power(x + 1.0 - 1.0, 1.5)  # power
+    return np.sum(y)
+
+
+ZERO = np.array([[0.0, 1.0]])
+ANOMALIES = {
+    "batch_jacobian": (lambda: gl.batch_jacobian(root)(ZERO), "derivative of sqrt", "# root"),
+    "batch_jacobian mixed": (lambda: gl.batch_jacobian(root, mode="mixed")(ZERO), "derivative of sqrt", "# root"),
+    "jacobian mixed": (lambda: gl.jacobian(root, mode="mixed")(ZERO[0]), "derivative of sqrt", "# root"),
+    "per_sample_norms": (
+        lambda: gl.per_sample_norms(lambda w, x: root(w * x).sum(1))(np.ones(2), ZERO),
+        "derivative of sqrt",
+        "# root",
+    ),
+    "logabsdet": (lambda: gl.logabsdet(root)(ZERO), "derivative of sqrt", "# root"),
+    "gramian": (lambda: gl.gramian(lambda w, x: root(x * w))(np.ones(2), ZERO), "derivative of sqrt", "# root"),
+    "hessian": (lambda: gl.hessian(power)(ZERO), "derivative of power", "# power"),
+    "hvp": (lambda: gl.hvp(power, (ZERO,), (ZERO + 1,)), "derivative of power", "# power"),
+    "reverse twice": (lambda: gl.grad(lambda x: gl.grad(power)(x).sum())(ZERO), "derivative of power", "# power"),
+    "forward twice": (
+        lambda: gl.jvp(lambda x: gl.jvp(power, (x,), (x + 1,))[1], (ZERO,), (ZERO + 1,)),
+        "derivative of power",
+        "# power",
+    ),
+    "checkpoint": (lambda: gl.grad(lambda x: gl.checkpoint(root)(x).sum())(ZERO), "derivative of sqrt", "# root"),
+    "value in a checkpoint": (
+        lambda: gl.grad(lambda x: gl.checkpoint(root)(np.exp(x) * 1.5e308).sum())(0 * ZERO),
+        "multiply gives non-finite values",
+        "y = x * 2",
+    ),
+    "sum of derivatives": (
+        lambda: gl.grad(lambda x: np.sum((y := x * 1e-9) * 1e308 + y * 1.5e308))(ZERO),
+        "sum of derivatives from several uses is not finite, of the result of multiply",
+        "y := x",
+    ),
+    "sum at an argument": (
+        lambda: gl.grad(lambda x: np.sum(x * 1e308 + x * 1.5e308))(1e-9 * ZERO),
+        "sum of derivatives from several uses is not finite, of an argument",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANOMALIES)
+def test_detect_anomaly_under_every_transform(name):
+    call, words, line = ANOMALIES[name]
+    with pytest.raises(FloatingPointError) as caught, gl.detect_anomaly():
+        call()
+    assert words in str(caught.value)
+    assert line in str(caught.value)
+
+
+CALLS = {
+    "batch_jacobian": lambda: gl.batch_jacobian(root)(ZERO + 1),
+    "jacobian mixed": lambda: gl.jacobian(root, mode="mixed")(ZERO[0] + 1),
+    "per_sample_norms": lambda: gl.per_sample_norms(lambda w, x: root(x @ w).sum(1))(np.eye(2), ZERO + 1),
+    "gramian": lambda: gl.gramian(lambda w, x: root(x @ w))(np.eye(2), ZERO + 1),
+    "logabsdet": lambda: gl.logabsdet(root)(ZERO + 1),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_looking_for_anomalies_changes_no_result(name):
+    want = CALLS[name]()
+    with gl.detect_anomaly():
+        got = CALLS[name]()
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
 @pytest.mark.parametrize("wrap", [gl.checkpoint, gl.custom_rules(vjp=lambda primals, y, dy: (dy,))])
 def test_traced_keywords_are_refused(wrap):
     with pytest.raises(TypeError, match="by position, not by keyword"):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ..device import array_module
 from ..op import Unit
 from ..ops.batching import UNKNOWN, Tag
-from ..sweep import accumulate, call_vjp, rules_namespace, sweep_back, take_cotangent
+from ..sweep import accumulate, rules_namespace, sweep_back, take_cotangent, watched_vjp
 from ..trace import Node, Trace, module_of, namespace, raw
 from ..transforms import Outputs
 from .factors import ALL, Factor, Outer, Paired, Rows
@@ -83,14 +83,14 @@ class Apart:
             shared = tuple(p >= 0 and tags[p] is None for p in node.parents)
             plain = tuple(p >= 0 and not s for p, s in zip(node.parents, shared, strict=True))
             if any(plain):
-                _add(trace, cotangents, node, plain, call_vjp(node, dy, plain))
+                _add(trace, cotangents, node, plain, watched_vjp(trace, node, dy, plain))
             if any(shared):
                 self._meet(node, dy, shared)
 
     def _meet(self, node: Node, dy: Any, need: tuple[bool, ...]) -> None:
         """Keep the cotangents of a node's shared inputs: by the op's rule, or as they come."""
         found, tag = None, self.call.tags[node.slot]
-        if node.op.vjp_each is not None:
+        if node.op.vjp_each is not None and self.call.trace.watcher is None:  # it looks at arrays, not at factors
             parts = dy if type(dy) is tuple else (dy,)
             xp = rules_namespace(node.xp, parts)
             xp = namespace(array_module(raw(parts[0]))) if isinstance(xp, Unit) else xp
@@ -159,7 +159,7 @@ class Apart:
         for node, dy, shared in self.general:
             need = tuple(n and p in above for n, p in zip(shared, node.parents, strict=True))
             if any(need):
-                _add(trace, cotangents, node, need, call_vjp(node, self._one_hot(node, dy, at), need))
+                _add(trace, cotangents, node, need, watched_vjp(trace, node, self._one_hot(node, dy, at), need))
         sweep_back(trace, cotangents)
         targets = [None] * len(leaves) if out is None else out
         return [self._leaf(i, cotangents[slots[i]], at, t) for i, t in zip(leaves, targets, strict=True)]

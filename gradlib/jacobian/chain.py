@@ -68,8 +68,11 @@ def _as_segment(block: Block) -> Segment | None:
 def plain_chain(call: Batched) -> list[Segment] | None:
     """`chain_of`, for arrays that belong to no outer transform, since its products are written in place.
 
-    Values of a capture are taken: it records the whole product as one call.
+    Values of a capture are taken: it records the whole product as one call. None under `detect_anomaly`, which looks at
+    the derivatives that a sweep makes one by one.
     """
+    if call.trace.watcher is not None:
+        return None
     for x in (*call.leaves, *call.outputs.values):
         if not call.samples or (array_module(x) is None and (type(x) is not Traced or x.owner.unit is None)):
             return None

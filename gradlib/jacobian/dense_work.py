@@ -100,7 +100,7 @@ class DenseWork(Work):
     @cached_property
     def segments(self) -> list[Segment]:
         """The call as a chain of blocks; empty where it is none, or where it is to be swept."""
-        if not self.concrete or not self.result_bytes():
+        if not self.concrete or not self.result_bytes() or self.inside.trace.watcher is not None:
             return []
         return one_sample_chain(self.inside, self.outputs) or []
 

@@ -16,7 +16,7 @@ from typing import Any
 from ..op import Op, shape_of
 from ..ops.batching import Tag
 from ..trace import Trace
-from ..transforms import Outputs, Primals
+from ..transforms import Outputs, Primals, run
 from .apart import separable
 from .batched_work import BatchedWork
 from .dense_work import DenseWork
@@ -38,12 +38,7 @@ class ShapedTrace(Trace):
 
 def run_shaped(name: str, f: Callable[..., Any], primals: tuple) -> tuple[Primals, Outputs]:
     """Call f on traced primals, once."""
-    trace = ShapedTrace()
-    inside = Primals(name, trace, primals)
-    try:
-        return inside, Outputs(name, trace, f(*inside.rebuilt()))
-    finally:
-        trace.alive = False
+    return run(name, f, primals, trace=ShapedTrace())[:2]
 
 
 class RowsCall:
