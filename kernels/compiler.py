@@ -10,7 +10,7 @@ one, to the same machine code as LTO-IR of its own.
 import contextlib
 import inspect
 import threading
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 
 import numpy as np
 
@@ -108,10 +108,9 @@ def _type(kind):
 
 
 def _plain(body):
-    """The function without annotations: they are ours to read, not Numba's."""
+    """The same function without annotations: they are ours to read, and to read again, not Numba's."""
     body = inspect.unwrap(body)
-    body.__annotations__ = {}
-    return body
+    return FunctionType(body.__code__, body.__globals__, body.__name__, body.__defaults__, body.__closure__)
 
 
 @contextlib.contextmanager
