@@ -12,6 +12,7 @@ fewer shapes.
 """
 
 from functools import lru_cache
+from math import prod
 
 from .intrinsics import (
     INFINITY,
@@ -225,11 +226,12 @@ def long_rows_derivative(S, kind, L, R):
 
 @lru_cache(4096)
 def holder(kernels, n, dtype, *kind):
-    """(kernel, lanes a row) of the first shape among those of `kernels`, for a dtype and kind, that holds rows of n
-    elements; None where there is none."""
+    """(kernel, lanes a row) of the smallest shape, of the first of `kernels` that has one for a dtype and kind, that
+    holds rows of n elements; None where there is none."""
     key = (dtype.name, *kind)
     for kernel in kernels:
         shapes = [instance[len(key) :] for instance in kernel.instances() if instance[: len(key)] == key]
+        shapes.sort(key=prod)
         if shape := group_of(n, shapes):
             return kernel[*key, *shape], shape[0]
     return None
