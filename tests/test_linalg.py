@@ -118,8 +118,10 @@ def test_rank_and_residuals_are_numpys():
 
 
 def test_singular_matrices():
-    """det is a polynomial: it has derivatives everywhere; inv does not. Differences of its higher derivatives, which are
-    themselves computed beside a singular matrix, need a step in which they change by more than their rounding.
+    """det is a polynomial: it has derivatives everywhere; inv does not.
+
+    Its higher derivatives are computed beside a singular matrix: differences need a step in which they change by more
+    than their rounding.
     """
     for a in (np.zeros((2, 2)), np.ones((3, 3)), np.diag([1.0, 0.0, 2.0, 3.0]), np.arange(9.0).reshape(3, 3)):
         gl.check_grads(np.linalg.det, (a,), order=3, eps=1e-4, atol=1e-6)
