@@ -6,7 +6,7 @@ _WHERE = "build a new array with np.where or np.concatenate instead of writing i
 _UNIQUE = "take x[places] with the places that np.unique(gl.stop_gradient(x), return_index=True) finds"
 _COUNTS = "counts have no derivative; use a smooth kernel, np.exp and np.sum"
 _DTYPE = "ask x.dtype instead of x"
-_VALUES = "give it gl.stop_gradient(x)"
+_VALUES = "it takes plain arrays"
 _LOOP = "call your function on slices and join the results with np.stack"
 
 ALTERNATIVES.update(

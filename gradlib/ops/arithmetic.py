@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..op import Op, check_broadcast, lift, shape_of, unbroadcast
-from ..trace import HANDLERS
+from ..trace import CREATORS, HANDLERS, Traced
 from .batching import elementwise_batch
 from .elementwise import square
 from .pointwise import elementwise
@@ -165,7 +165,14 @@ def where(condition: Any, *branches: Any) -> Any:
         raise NotImplementedError(
             "where: give both branches, np.where(condition, a, b); one argument has no derivative"
         )
-    return _where(condition, *branches)
+    a, b = branches
+    if type(condition) in _LISTS or type(a) in _LISTS or type(b) in _LISTS:
+        like = next((x for x in (condition, a, b) if type(x) is Traced), None)
+        condition, a, b = (CREATORS[np.asarray](like, x) if type(x) in _LISTS else x for x in (condition, a, b))
+    return _where(condition, a, b)
+
+
+_LISTS = frozenset({list, tuple})
 
 
 def _clip_f(xp: Any, x: Any, *, low: float | None, high: float | None) -> Any:
@@ -204,6 +211,7 @@ HANDLERS.update(
         np.hypot: hypot,
         np.arctan2: arctan2,
         np.logaddexp: logaddexp,
+        np.where: where,
         np.clip: clip,
     }
 )

@@ -264,7 +264,6 @@ HANDLERS.update(
         np.block: block,
         np.meshgrid: taking_lists(meshgrid),
         np.broadcast_arrays: taking_lists(broadcast_arrays),
-        np.where: taking_lists(where),
     }
 )
 if hasattr(np, "unstack"):  # NumPy 2.1

@@ -216,13 +216,32 @@ gather = Op("gather", forward=_gather_forward, vjp=_gather_vjp, jvp=_gather_jvp)
 scatter = Op("scatter", forward=_scatter_forward, vjp=_scatter_vjp, jvp=_scatter_jvp)
 
 
+_BASIC = frozenset({int, slice, type(None), type(Ellipsis)})
+
+
 def getitem(x: Any, index: Any) -> Any:
     """x[index], recorded."""
-    x, template, arrays = _normalize(x, index if isinstance(index, tuple) else (index,))
+    index = index if isinstance(index, tuple) else (index,)
+    if _BASIC.issuperset(map(type, index)):
+        return _getitem(x, template=_filled_up(x, list(index), len(index) - index.count(None)), aligned=())
+    x, template, arrays = _normalize(x, index)
     aligned = tuple([_is_arange(a, x.shape) for a in arrays])
     if HELD in aligned and _by_samples(x):
         effect(_expect_counting, *[raw(a) for a, counts in zip(arrays, aligned, strict=True) if counts is HELD])
     return _getitem(x, *arrays, template=template, aligned=aligned)
+
+
+def _filled_up(x: Any, entries: list[Any], used: int) -> tuple:
+    """An entry for each axis of x, of which `used` have one (an Ellipsis counts): the others get a full slice."""
+    dots = next((i for i, e in enumerate(entries) if e is Ellipsis), None)
+    if dots is None:
+        dots = len(entries)
+    else:
+        used -= 1
+    if used > x.ndim:
+        raise IndexError(f"indexing: {used} indices for an array of {x.ndim} dimensions")
+    entries[dots : dots + 1] = [slice(None)] * (x.ndim - used)
+    return tuple(entries)
 
 
 def _is_arange(a: Any, shape: tuple[int, ...]) -> Any:
@@ -264,31 +283,35 @@ def _normalize(x: Any, index: tuple) -> tuple[Any, tuple, tuple]:
     x has a new axis of size 1 for each single bool in the index.
     """
     module = module_of(x)
-    entries = [e if isinstance(e, slice) or type(e) is int else _entry(e, module) for e in index]
-    used = sum(map(_axes_of, entries))
-    if used > x.ndim:
-        raise IndexError(f"indexing: {used} indices for an array of {x.ndim} dimensions")
-    dots = next((i for i, e in enumerate(entries) if e is Ellipsis), len(entries))
-    entries[dots : dots + 1] = [slice(None)] * (x.ndim - used)
-    full: list[Any] = []
-    for e in entries:
-        axis = sum([f is not None for f in full])
-        if _is_mask(e) and not shape_of(e):
-            x = expand_dims(x, axis)
-        full += _as_indices(e, x.shape[axis:], module) if hasattr(e, "dtype") else [e]
-    arrays = tuple([e for e in full if hasattr(e, "dtype")])
-    return x, tuple([ARRAY if hasattr(e, "dtype") else e for e in full]) if arrays else tuple(full), arrays
+    entries = [e if type(e) in _BASIC else _entry(e, module) for e in index]
+    used = sum([len(e.shape) if _is_mask(e) else e is not None for e in entries])
+    template: list[Any] = []
+    arrays: list[Any] = []
+    axis = 0
+    for e in _filled_up(x, entries, used):
+        if type(e) in _BASIC:
+            template.append(e)
+            axis += e is not None
+            continue
+        if _is_mask(e):
+            x = x if e.shape else expand_dims(x, axis)
+            found = _from_mask(concrete(e, "a mask as an index"), x.shape[axis:], module)
+        else:
+            found = [e]
+        template += [ARRAY] * len(found)
+        arrays += found
+        axis += len(found)
+    return x, tuple(template), tuple(arrays)
 
 
 def _entry(e: Any, module: Any) -> Any:
     """An entry of an index as None, Ellipsis, a slice, an int, or an array of ints or bools."""
-    if e is None or e is Ellipsis:
-        return e
-    if isinstance(e, (list, tuple, range, bool)):
-        e = module.asarray(e, dtype=None if isinstance(e, bool) or len(e) else int)
-    elif not hasattr(e, "dtype") and hasattr(e, "__index__"):
-        return int(e)
-    e = adopt(e)
+    if type(e) is not np.ndarray:
+        if isinstance(e, (list, tuple, range, bool)):
+            e = module.asarray(e, dtype=None if isinstance(e, bool) or len(e) else int)
+        elif not hasattr(e, "dtype") and hasattr(e, "__index__"):
+            return int(e)
+        e = adopt(e)
     kind = getattr(getattr(e, "dtype", None), "kind", "")
     if kind not in ("b", "i", "u"):
         raise TypeError(
@@ -298,19 +321,11 @@ def _entry(e: Any, module: Any) -> Any:
 
 
 def _is_mask(e: Any) -> bool:
-    return hasattr(e, "dtype") and e.dtype.kind == "b"
+    return type(e) not in _BASIC and e.dtype.kind == "b"
 
 
-def _axes_of(e: Any) -> int:
-    """How many axes of x an entry takes."""
-    return len(shape_of(e)) if _is_mask(e) else int(e is not None and e is not Ellipsis)
-
-
-def _as_indices(e: Any, shape: tuple[int, ...], module: Any) -> list[Any]:
-    """An integer array as it is; a mask of the leading axes of `shape` as the positions of its True entries."""
-    if e.dtype.kind != "b":
-        return [e]
-    mask = concrete(e, "a mask as an index")
+def _from_mask(mask: Any, shape: tuple[int, ...], module: Any) -> list[Any]:
+    """The positions of the True entries of a mask of the leading axes of `shape`."""
     if not mask.shape:
         return [module.zeros(int(mask), int)]
     if mask.shape != shape[: mask.ndim]:

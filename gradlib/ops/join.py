@@ -74,6 +74,8 @@ def holds_traced(x: Any) -> bool:
 def arrays_of(x: Any) -> list[Any]:
     """The arrays to join: lists and numbers as arrays on the device of the traced one among them."""
     x = list(x)
+    if all([hasattr(a, "dtype") for a in x]):
+        return x
     like = next((a for a in x if type(a) is Traced), None)
     return [as_array(a, like) for a in x]
 
@@ -83,10 +85,9 @@ def taking_lists(call: Callable[..., Any], count: int | None = None) -> Callable
 
     @wraps(call)
     def handler(*args: Any, **kwargs: Any) -> Any:
-        kinds = [*map(type, args[:count])]
-        if list in kinds or tuple in kinds:
+        if list in map(type, args) or tuple in map(type, args):
             like = next((a for a in args if type(a) is Traced), None)
-            arrays = [as_array(a, like) if kind in (list, tuple) else a for a, kind in zip(args, kinds, strict=False)]
+            arrays = [as_array(a, like) if type(a) in (list, tuple) else a for a in args[:count]]
             args = (*arrays, *args[len(arrays) :])
         return call(*args, **kwargs)
 
