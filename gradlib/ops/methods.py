@@ -48,13 +48,6 @@ def _view(a: Any, dtype: Any = None) -> Any:
     return elementwise.positive(a)
 
 
-def _rounded(a: Any, ndigits: Any = None) -> Any:
-    """round(x) is an int, as of a NumPy number; round(x, n) is np.round's."""
-    if a.shape:
-        raise TypeError(f"round: expected a number, got {describe(a)}; use np.round")
-    return round(nondiff.concrete(a, "round()").item()) if ndigits is None else nondiff.round_(a, ndigits)
-
-
 _BINARY: dict[str, Callable[..., Any]] = {
     "add": arithmetic.add,
     "sub": arithmetic.subtract,
@@ -118,7 +111,6 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "repeat": picking.repeat,
     "copy": lambda a, order="C": elementwise.positive(a),
     "view": _view,
-    "__round__": _rounded,
 }
 
 
