@@ -127,6 +127,7 @@ def lose_trace(what: str, instead: str) -> TypeError:
     return TypeError(f"{what} would lose the derivative of a traced array; {instead}")
 
 
+_WHOLE = frozenset({"accumulate", "outer", "reduce", "reduceat"})  # methods of ufuncs that change no argument
 _INSTEAD = (
     "join traced values with np.stack or np.concatenate, repeat one with np.broadcast_to, choose with np.where, "
     "or take gl.stop_gradient(x) first; for SciPy's logsumexp and softmax "
@@ -266,13 +267,13 @@ class Traced:
         name = ufunc.__name__
         if kwargs.pop("out", None) is not None:
             raise lose_trace(f"{name}: out= or an update in place (array += traced)", "write y = y + x")
+        if self.owner.unit is not None and (method in _WHOLE or (method == "__call__" and ufunc not in HANDLERS)):
+            y = self.owner.own_function(getattr(ufunc, method), inputs, kwargs)
+            if y is not NotImplemented:
+                return y
         if method != "__call__":
             handler = HANDLERS.get((ufunc, method)) or _unsupported(f"{name}.{method}")
             return handler(*inputs, **{k: v for k, v in kwargs.items() if (k, v) != ("keepdims", False)})
-        if self.owner.unit is not None and ufunc not in HANDLERS:
-            y = self.owner.own_function(ufunc, inputs, kwargs)
-            if y is not NotImplemented:
-                return y
         # SciPy's ufuncs are known by name, so that SciPy need not be imported
         handler = HANDLERS.get(ufunc) or HANDLERS.get(("scipy.special", name)) or _unsupported(name)
         if "dtype" in kwargs and np.dtype(kwargs["dtype"]).kind == "f":  # the dtype to compute in
