@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,18 +94,51 @@ def sweep_back(trace: Trace, cotangents: list[Any], release: bool = False) -> li
     return cotangents
 
 
-def sweep_forward(trace: Trace, tangents: dict[int, Any]) -> dict[int, Any]:
-    """Forward sweep: {input slot: [V, *x]} -> tangents of every slot that depends on them."""
-    for node in trace.nodes:
-        dx = tuple([tangents.get(p) if p >= 0 else None for p in node.parents])
-        if node.op.jvp is None or all([d is None for d in dx]):
+_NO_TANGENTS = {type(None)}
+
+
+def sweep_forward(
+    trace: Trace,
+    tangents: dict[int, Any],
+    wanted: Sequence[int | None],
+    nodes: Sequence[Node] | None = None,
+    release: bool = False,
+) -> dict[int, Any]:
+    """Forward sweep: {input slot: [V, *x]} -> tangents of those slots `wanted` that depend on them.
+
+    Other tangents leave `tangents` after their last use, to be freed. `nodes`: those to walk through, by default all;
+    `release` drops each from the trace once it has been used: for a pushforward used once.
+    """
+    left = list(reversed(trace.nodes if nodes is None else nodes))
+    if release:
+        trace.nodes = []
+    freed, outs, watcher, plain = last_uses(left, wanted), trace.outs, trace.watcher, not SIMULATING.get()
+    while left:
+        node = left.pop()
+        op, xp, static, saved, parents, slot, outputs, _, _, _ = node
+        dx = tuple([tangents.get(p) for p in parents])  # no tangent has slot -1
+        for p in freed.pop():
+            tangents.pop(p, None)
+        kinds = set(map(type, dx))
+        if op.jvp is None or kinds == _NO_TANGENTS:
             continue
-        xp = rules_namespace(node.xp, dx)
-        if trace.watcher is None:
-            dy = node.op.run("jvp", xp, node.saved, dx, **node.static)
+        if watcher is not None:
+            dy = watcher.ruled(node, dx, op.run, "jvp", rules_namespace(xp, dx), saved, dx, **static)
+        elif plain and xp is np and Traced not in kinds:
+            dy = op.jvp(np, saved, dx, **static) if static else op.jvp(np, saved, dx)
         else:
-            dy = trace.watcher.ruled(node, dx, node.op.run, "jvp", xp, node.saved, dx, **node.static)
-        for i, part in enumerate(dy if node.outputs else (dy,)):
-            dtype = trace.outs[node.slot + i][1]
-            tangents[node.slot + i] = part if part.dtype == dtype else part.astype(dtype)
-    return tangents
+            dy = op.run("jvp", rules_namespace(xp, dx), saved, dx, **static)
+        for at, part in enumerate(dy if outputs else (dy,), slot):
+            dtype = outs[at][1]
+            tangents[at] = part if part.dtype is dtype or part.dtype == dtype else part.astype(dtype)
+    return {slot: tangents[slot] for slot in wanted if slot in tangents}
+
+
+def last_uses(nodes: Sequence[Any], wanted: Iterable[int | None]) -> list[list[int]]:
+    """For each of the nodes, the last of them first, the slots that it is the last to use and nobody wants."""
+    seen, found = set(wanted), []
+    for node in nodes:
+        new = [p for p in node.parents if p not in seen]
+        seen.update(new)
+        found.append(new)
+    return found

@@ -114,7 +114,8 @@ class Trace:
         outs, outputs = self.outs, 0
         first = len(outs)
         if type(y) is tuple:
-            outputs, result = len(y), tuple([self.wrap(part) for part in y])
+            outputs = len(y)
+            result: Any = tuple([self.wrap(part) for part in y])
         else:
             form, result = FORMS[y.shape, y.dtype], Traced(y, self, first)  # type: ignore[assignment]
             outs.append(form)

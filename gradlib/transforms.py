@@ -202,10 +202,11 @@ def pull(inside: Primals, outputs: Outputs, stacks: list[Any], release: bool = F
     return [zeros(x, v) if (d := found[s]) is None else d for s, x in zip(inside.slots, inside.leaves, strict=True)]
 
 
-def push(inside: Primals, outputs: Outputs, stacks: list[Any]) -> list[Any]:
+def push(inside: Primals, outputs: Outputs, stacks: list[Any], release: bool = False) -> list[Any]:
     """Tangent stacks of the primal leaves -> stacks [V, *y] of the output leaves."""
     v = stacks[0].shape[0] if stacks else 1
-    found = sweep_forward(inside.trace, dict(zip(inside.slots, stacks, strict=True)))
+    tangents = dict(zip(inside.slots, stacks, strict=True))
+    found = sweep_forward(inside.trace, tangents, outputs.slots, release=release)
     result = []
     for slot, y in zip(outputs.slots, outputs.values, strict=True):
         d = None if slot is None else found.get(slot)
@@ -244,19 +245,19 @@ def linearize(f: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., 
     >>> pushforward(np.array([1.0, 2.0]))
     array([1., 2.])
     """
-    return _linearize("linearize", "pushforward", f, primals)
-
-
-def _linearize(name: str, pushing: str, f: Callable[..., Any], primals: tuple) -> tuple[Any, Callable[..., Any]]:
-    """`linearize`, whose errors carry these names."""
-    inside, outputs, _ = run(name, f, primals)
+    inside, outputs, _ = run("linearize", f, primals)
 
     def pushforward(*tangents: Any) -> Any:
-        stacks = _tangents_of(pushing, inside, tangents)
-        dy = owned(push(inside, outputs, stacks), stacks)
-        return tree.unflatten(outputs.structure, [alone(d) for d in dy])
+        return _pushed("pushforward", inside, outputs, tangents)
 
     return outputs.rebuilt(), pushforward
+
+
+def _pushed(name: str, inside: Primals, outputs: Outputs, tangents: tuple, release: bool = False) -> Any:
+    """The tangent of the result, by a tangent for each primal."""
+    stacks = _tangents_of(name, inside, tangents)
+    dy = owned(push(inside, outputs, stacks, release), stacks)
+    return tree.unflatten(outputs.structure, [alone(d) for d in dy])
 
 
 def _tangents_of(name: str, inside: Primals, tangents: tuple) -> list[Any]:
@@ -274,8 +275,8 @@ def jvp(f: Callable[..., Any], primals: tuple, tangents: tuple) -> tuple[Any, An
     6.0
     """
     _check_tuples("jvp", primals, tangents)
-    y, pushforward = _linearize("jvp", "jvp", f, tuple(primals))
-    return y, pushforward(*tangents)
+    inside, outputs, _ = run("jvp", f, tuple(primals))
+    return outputs.rebuilt(), _pushed("jvp", inside, outputs, tuple(tangents), release=True)
 
 
 def _check_tuples(name: str, primals: Any, tangents: Any) -> None:

@@ -18,6 +18,7 @@ import pytest
 from kernel_device import call as on_device
 
 from gradlib import check_grads
+from gradlib.kept import Form, form_of
 from gradlib.transforms import pull, push, run
 
 STACKS = (0, 1, 3)
@@ -80,6 +81,13 @@ class Case:
 
     def jvp(self, saved, dx):
         return self.op.jvp(np, saved, dx, **self.static)
+
+    def recorded(self, args, y, saved, need):
+        """What a recorded op keeps of `saved` where the inputs that are needed are differentiated."""
+        if self.op.keep is None:
+            return saved
+        slots = [i if n else -1 for i, n in enumerate(need)]
+        return self.op.keep(saved, slots, list(map(form_of, args)), Form(y.shape, y.dtype))
 
     def stacks(self, v, y, dtype=None):
         """Random tangents [V, *x] (None for data) and cotangents [V, *y]."""
@@ -176,6 +184,29 @@ class RuleCheck(ErrorCheck):
             assert one.shape == (2, *y.shape)
             total = total + one
         close(total, case.jvp(saved, dx), 1e-12)
+
+    @pytest.mark.parametrize("dtype", ["float64", "float16"])
+    def test_what_is_recorded_is_enough(self, case, dtype):
+        """For the inputs that are differentiated: equal to the bit to what all that was saved gives."""
+        args = [a.astype(dtype) if is_float(a) else a for a in case.args]
+        y, saved = case.forward(*args)
+        dx, dy = case.stacks(2, y, dtype)
+        every = [[j == i for j in range(len(args))] for i in case.differentiated]
+        for need in [*map(tuple, every), tuple(map(is_float, args))]:
+            kept = case.recorded(args, y, saved, need)
+            assert sum(a.nbytes for a in arrays_in(kept)) <= sum(a.nbytes for a in arrays_in(saved))
+            tangents = tuple(d if n else None for d, n in zip(dx, need, strict=True))
+            got = [*case.vjp(kept, dy, need), case.jvp(kept, tangents)]
+            want = [*case.vjp(saved, dy, need), case.jvp(saved, tangents)]
+            for i in np.flatnonzero(need) if case.op.block and dtype == "float64" else ():
+                blocks = [case.op.block(np, s, int(i), **case.static) for s in (kept, saved)]
+                assert (blocks[0] is None) == (blocks[1] is None)
+                got, want = ([*d, b and b.to_dense()] for d, b in zip((got, want), blocks, strict=True))
+            for a, b in zip(got, want, strict=True):
+                assert (a is None) == (b is None)
+                if a is not None:
+                    assert a.dtype == b.dtype
+                    np.testing.assert_array_equal(a, b)
 
     def test_block_is_the_jacobian(self, case):
         if case.op.block is None:
@@ -298,7 +329,7 @@ class RuleCheck(ErrorCheck):
             for a, b in zip(case.vjp(kept, dy), case.vjp(saved, dy), strict=True):
                 if a is not None:
                     close(a, b, tolerance, "rule vjp of what the kernel saved")
-        for s in (saved, kept):
+        for s in (saved, kept, case.recorded(args, y, saved, need)):
             if kernel.vjp and (result := on_device(kernel.vjp, s, dy, need, **case.static)) is not NotImplemented:
                 for a, b in zip(result, case.vjp(saved, dy), strict=True):
                     if b is not None:

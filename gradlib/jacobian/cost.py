@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ..op import shape_of
 from ..ops.batching import UNKNOWN
+from ..sweep import last_uses
 from ..trace import Node, Trace
 
 RATE, BANDWIDTH = 40e9, 8e9  # operations and bytes a second of a small machine: only their ratio matters
@@ -66,7 +67,7 @@ def graph_of(trace: Trace) -> Graph:
 def whole_costs(graph: Graph, starts: tuple[int, ...], ends: tuple[int, ...]) -> dict[str, Cost]:
     """Of sweeps in both directions between the inputs and the outputs."""
     own = slot_entries(graph)
-    return {"rev": reverse_cost(graph, ends, own), "fwd": forward_cost(graph, starts, own)}
+    return {"rev": reverse_cost(graph, ends, own), "fwd": forward_cost(graph, starts, ends, own)}
 
 
 def reverse_cost(trace: Trace | Graph, ends: Iterable[int], entries: Entries, part: Any = None) -> Cost:
@@ -91,11 +92,14 @@ def reverse_cost(trace: Trace | Graph, ends: Iterable[int], entries: Entries, pa
     return Cost(flops, moved, peak)
 
 
-def forward_cost(trace: Trace | Graph, starts: Iterable[int], entries: Entries, nodes: Any = None) -> Cost:
-    """Of a sweep ahead from the slots `starts`; the tangents of all values stay until its end."""
+def forward_cost(
+    trace: Trace | Graph, starts: Iterable[int], ends: Iterable[int | None], entries: Entries, part: Any = None
+) -> Cost:
+    """Of a sweep ahead from the slots `starts` to `ends`, whose tangents stay. `part`: nodes to keep to."""
     alive = {slot: _bytes(trace, slot, entries) for slot in starts}
     flops, moved, peak = 0.0, 0.0, sum(alive.values())
-    for node in trace.nodes if nodes is None else nodes:
+    nodes = trace.nodes if part is None else part
+    for node, freed in zip(nodes, reversed(last_uses(nodes[::-1], ends)), strict=True):
         parents = [p for p in node.parents if p in alive]
         if node.op.jvp is None or not parents:
             continue
@@ -105,6 +109,8 @@ def forward_cost(trace: Trace | Graph, starts: Iterable[int], entries: Entries, 
         peak = max(peak, sum(alive.values()) + max(dx, dy))
         flops += node_flops(trace, node, parents, entries)
         moved += dx + 2 * dy
+        for p in freed:
+            alive.pop(p, None)
     return Cost(flops, moved, peak)
 
 

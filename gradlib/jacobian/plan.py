@@ -59,7 +59,7 @@ def _rules(s: RuleSegment) -> tuple[float, float, float]:
     """Operations a row, and scratch of applying several ops by their rules: their cotangents or tangents."""
     trace, n = s.call.trace, max(s.call.samples, 1)
     back = reverse_cost(trace, (s.end,), slot_entries(trace), (s.nodes, s.inside))
-    ahead = forward_cost(trace, (s.start,), slot_entries(trace), nodes=s.nodes)
+    ahead = forward_cost(trace, (s.start,), (s.end,), slot_entries(trace), s.nodes)
     item, copies = trace.outs[s.end][1].itemsize, s.n_in + s.n_out
     return back.flops / n, back.peak / n / item + copies, ahead.peak / n / item + copies
 

@@ -34,7 +34,7 @@ def push_samples(call: Call, start: int, stop: int) -> list[list[Any]]:
     for at, x, u in zip(call.slots, call.leaves, units, strict=True):
         xp = module_of(x)
         tangents[at] = xp.broadcast_to(xp.expand_dims(u, 1), (u.shape[0], *x.shape))
-    found = sweep_forward(call.trace, tangents)
+    found = sweep_forward(call.trace, tangents, call.outputs.slots)
     result = []
     for slot, y in zip(call.outputs.slots, call.outputs.values, strict=True):
         d = None if slot is None else found.get(slot)

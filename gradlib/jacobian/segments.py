@@ -13,7 +13,7 @@ import numpy as np
 
 from ..device import array_module
 from ..op import Unit
-from ..sweep import accumulate, call_vjp, take_cotangent
+from ..sweep import accumulate, call_vjp, sweep_forward, take_cotangent
 from ..trace import Node, module_of
 from .blocks import Diagonal, DiagonalLowRank, Gather, Identity, SharedDense
 from .low_rank import Factors, apply_rows, factors_of, write_rows
@@ -309,16 +309,9 @@ class RuleSegment(Segment):
         return self._sample_first(cotangents[self.start], m, self.n_in, xp)
 
     def ahead(self, m: Any, at: slice, out: Any = None) -> Any:
-        trace, xp = self.call.trace, module_of(m)
-        tangents: dict[int, Any] = {self.start: self._stack_first(m, self.x)}
-        for node in self.nodes:
-            dx = tuple(tangents.get(p) for p in node.parents)
-            if node.op.jvp is None or all(d is None for d in dx):
-                continue
-            dy = node.op.run("jvp", node.xp, node.saved, dx, **node.static)
-            for i, part in enumerate(dy if node.outputs else (dy,)):
-                tangents[node.slot + i] = part.astype(trace.outs[node.slot + i][1], copy=False)
-        return self._sample_first(tangents.get(self.end), m, self.n_out, xp)
+        tangents = {self.start: self._stack_first(m, self.x)}
+        found = sweep_forward(self.call.trace, tangents, (self.end,), self.nodes)
+        return self._sample_first(found.get(self.end), m, self.n_out, module_of(m))
 
     def _stack_first(self, m: Any, shape: tuple[int, ...]) -> Any:
         return m.swapaxes(0, 1).reshape((m.shape[1], m.shape[0], *shape))

@@ -120,7 +120,8 @@ class WholeSide(Side):
     def row_bytes(self) -> float:
         trace = self.inside.trace
         if self.forward:
-            return forward_cost(trace, self.inside.slots, slot_entries(trace)).peak + 2 * _bytes(self.outputs.values)
+            cost = forward_cost(trace, self.inside.slots, self.outputs.slots, slot_entries(trace))
+            return cost.peak + 2 * _bytes(self.outputs.values)
         return reverse_cost(trace, _known(self.outputs), slot_entries(trace)).peak + 2 * _bytes(self.inside.leaves)
 
 
@@ -144,7 +145,8 @@ class SamplesSide(Side):
     def row_bytes(self) -> float:
         trace, call = self.call.trace, self.call
         if self.forward:
-            return forward_cost(trace, call.slots, slot_entries(trace)).peak + 2 * _bytes(call.outputs.values)
+            cost = forward_cost(trace, call.slots, call.outputs.slots, slot_entries(trace))
+            return cost.peak + 2 * _bytes(call.outputs.values)
         # cotangents of what all samples share are kept apart, one a sample
         copies = max(call.samples, 1)
         results = sum(_bytes([x]) * (copies if s else 1) for x, s in zip(call.leaves, call.shared, strict=True))

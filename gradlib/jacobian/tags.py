@@ -78,7 +78,7 @@ def probe(name: str, trace: Trace, slots: list[int], leaves: list[Any], outs: li
     for slot, x in zip(slots, leaves, strict=True):
         noise = rng.standard_normal((len(masks), *x.shape)) * masks.reshape(*masks.shape, *(1,) * (len(x.shape) - 1))
         tangents[slot] = module_of(x).asarray(noise.astype(x.dtype))
-    found = sweep_forward(trace, tangents)
+    found = sweep_forward(trace, tangents, outs)
     for slot in outs:
         dy = found.get(slot)
         if dy is None:

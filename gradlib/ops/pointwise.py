@@ -23,7 +23,8 @@ Partial = Formula | int | None
 def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise") -> Op:
     """Op of n arguments that broadcast; `dfs[i](xp, *x, y, **static)` is ∂y/∂x_i, None a partial that is zero.
 
-    A partial of 1 or -1 may be given as that number. `module` is the file that holds the op.
+    A partial of 1 or -1 may be given as that number. `module` is the file that holds the op. What no partial reads of
+    its arguments is not kept once the op is recorded: see ``gradlib.kept``.
     """
 
     def forward_one(xp: Any, x: Any, **static: Any) -> Any:
@@ -57,9 +58,7 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
         return narrow(wide(d) * df(xp, *map(wide, saved), **static), d.dtype)
 
     def vjp_one(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], **static: Any) -> tuple:
-        if dy.dtype.itemsize == 2:
-            return (scale(xp, 0, dy, saved, static),)
-        if formula is None:
+        if formula is None or dy.dtype.itemsize == 2:
             return (scale(xp, 0, dy, saved, static),)
         x, y = saved
         return (dy * (formula(xp, x, y, **static) if static else formula(xp, x, y)),)
@@ -90,7 +89,10 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
                 dx[i] = Rows(d.reshape((v, samples, *shape)))
         return tuple(dx)
 
-    def jvp(xp: Any, saved: tuple, dx: tuple, **static: Any) -> Any:
+    def jvp_one(xp: Any, saved: tuple, dx: tuple, **static: Any) -> Any:
+        return vjp_one(xp, saved, dx[0], (True,), **static)[0]  # the Jacobian is symmetric
+
+    def jvp_many(xp: Any, saved: tuple, dx: tuple, **static: Any) -> Any:
         y, dy = saved[-1], None
         v = next(d.shape[0] for d in dx if d is not None)
         for i, d in enumerate(dx):
@@ -111,7 +113,8 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
         return Diagonal(scale(xp, i, xp.ones((1, *y.shape), y.dtype), saved, static)[0])
 
     formula: Any = dfs[0] if callable(dfs[0]) else None
-    forward, vjp = (forward_one, vjp_one) if len(dfs) == 1 else (forward_many, vjp_many)
+    one, many = (forward_one, vjp_one, jvp_one), (forward_many, vjp_many, jvp_many)
+    forward, vjp, jvp = one if len(dfs) == 1 else many
     rules: dict[str, Any] = {"forward": forward, "vjp": vjp, "jvp": jvp, "block": block, "vjp_each": vjp_each}
 
     def reads() -> tuple:
