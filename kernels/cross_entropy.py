@@ -30,6 +30,7 @@ from .intrinsics import (
 from .launch import (
     FLOATS,
     HALVES,
+    MOST,
     THREADS,
     Kernel,
     aligned,
@@ -119,7 +120,7 @@ def row_dots(S, L):
 
 
 def _forward(xp, logits, labels, *, reduction, ignore_index, label_smoothing):
-    if not takes(logits, dtypes=FLOATS + HALVES) or logits.size == 0 or not _integers(labels):
+    if not _serves(logits) or not _integers(labels):
         return NotImplemented
     (logits,) = contiguous(xp, logits)
     labels = xp.ascontiguousarray(labels, dtype=xp.int64)
@@ -150,6 +151,11 @@ def _rows_that_count(xp, labels, ignore_index, one):
     return xp.asarray(valid, dtype=one.dtype)
 
 
+def _serves(logits, *others):
+    """Whether the kernels take logits, or what has their shape, and arrays of the same dtype."""
+    return takes(logits, *others, dtypes=FLOATS + HALVES) and logits.size > 0 and logits.shape[-1] <= MOST
+
+
 def _integers(labels):
     return hasattr(labels, "dtype") and labels.dtype.kind in "iu"
 
@@ -168,7 +174,7 @@ def _vjp(xp, saved, dy, need, *, reduction, ignore_index, label_smoothing):
     g, count = saved
     if not need[0]:
         return None, None
-    if not takes(g, dy, dtypes=FLOATS + HALVES) or g.size == 0:
+    if not _serves(g, dy):
         return NotImplemented
     if reduction != "none" and are_ones(dy) and are_ones(count):
         return g[None], None
@@ -184,7 +190,7 @@ def _vjp(xp, saved, dy, need, *, reduction, ignore_index, label_smoothing):
 
 def _jvp(xp, saved, dx, *, reduction, ignore_index, label_smoothing):
     g, count = saved
-    if dx[0] is None or not takes(g, dx[0], dtypes=FLOATS + HALVES) or g.size == 0:
+    if dx[0] is None or not _serves(g, dx[0]):
         return NotImplemented
     g, d = contiguous(xp, g, dx[0])
     n, V, lanes = g.shape[-1], d.shape[0], _lanes(g)

@@ -11,9 +11,10 @@ axis of the grid.
 """
 
 from .intrinsics import across_groups, cuda, int32, int64, pointer, reductions, tile_access
-from .launch import GRID_Z, THREADS, Kernel, aligned, blocks, contiguous, cuda_kernel, empty, takes, vector_width
+from .launch import GRID_Z, MOST, THREADS, Kernel, aligned, blocks, contiguous, cuda_kernel, empty, takes, vector_width
 
 LANES = ((8,), (32,))  # threads across the columns
+WIDEST = GRID_Z * 32 * 2  # columns of a dense matrix: GRID_Z blocks across, of float64 too
 
 
 @cuda_kernel(variants=LANES, vector=lambda *key: True)
@@ -104,10 +105,15 @@ def entry_dots(T, L):
 
 
 def serves(data, indices, indptr, *dense):
-    """Whether the kernels take these arrays: one dtype of floats, integer patterns, something to compute."""
+    """Whether the kernels take these arrays: one dtype of floats, integer patterns, something to compute, and no more
+    rows, columns and entries than they number."""
     integers = all(getattr(i, "dtype", None) is not None and i.dtype.kind in "iu" for i in (indices, indptr))
     floats = [a for a in (data, *dense) if a is not None]
-    return integers and takes(*floats) and all(a.size for a in floats) and indices.size > 0
+    if not integers or not takes(*floats) or not all(a.size for a in floats) or indices.size == 0:
+        return False
+    matrices = [a for a in dense if a is not None and a.ndim > 1]
+    rows = max(indices.size, indptr.size, *(a.shape[-2] for a in matrices))
+    return rows <= MOST and all(a.shape[-1] <= WIDEST for a in matrices)
 
 
 def product(xp, data, indices, indptr, w):
@@ -170,7 +176,7 @@ def _product_vjp(xp, saved, dz, need):
 
 
 def _transposed_forward(xp, data, indices, indptr, z, *, width):
-    if not serves(data, indices, indptr, z):
+    if not serves(data, indices, indptr, z) or width > MOST:
         return NotImplemented
     return transposed(xp, data, indices, indptr, z[None], width)[0], (data, indices, indptr, z)
 

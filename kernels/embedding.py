@@ -36,6 +36,7 @@ from .launch import (
 from .norm_rows import is_wide, tile_width
 from .softmax_rows import FILL
 
+WIDEST = GRID_Z * 32  # elements of a row: GRID_Z blocks across, one element a lane
 RUN = 32  # sorted places a group of lanes walks over
 AHEAD = 4  # rows or tiles loaded before the first is used
 NAN = np.array([0x7FC07FC0], np.uint32).view(np.float32)[0]  # as float16 and bfloat16 twice NaN
@@ -206,7 +207,8 @@ def join_runs(T, L, access):
 def _serves(ids, *arrays):
     """Whether the kernels take ids, and arrays of one dtype, with something to move."""
     integers = getattr(ids, "dtype", None) is not None and ids.dtype.kind in "iu"
-    return integers and 0 < ids.size < 2**31 and takes(*arrays, dtypes=FLOATS + HALVES)
+    known = integers and 0 < ids.size < 2**31 and takes(*arrays, dtypes=FLOATS + HALVES)
+    return known and arrays[0].shape[-1] <= WIDEST
 
 
 def _in_pairs(table):

@@ -32,6 +32,7 @@ from ..precision import is_floating
 from . import launchers
 
 GRID_Z = 65535  # the most blocks along y and z
+MOST = 2**30  # of what a kernel numbers in 32 bits, with room for a step beyond the end
 THREADS = 256  # threads of a block, unless a kernel says otherwise
 FLOATS = ("float32", "float64")
 HALVES = ("float16", "bfloat16")  # stored; the arithmetic is float32's

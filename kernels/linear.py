@@ -168,9 +168,7 @@ def slope_and_sums(xp, saved, dy, activation):
     """(dz, db): dz = dy act' (V, ..., n) and its sum over rows (V, n); `saved` is y or z, as the activation needs."""
     saved, dy = contiguous(xp, saved, dy)
     V, n, W = dy.shape[0], dy.shape[-1], vector_width(dy.dtype)
-    rows = saved.size // n
-    lanes = 8 if n <= 8 * W and not is_narrow(dy.dtype) else 32
-    deep = blocks(rows, DEPTH * (THREADS // lanes))
+    rows, (lanes, deep) = saved.size // n, _slope_shape(saved)
     dz, partial = empty(xp, dy.shape, dy.dtype), empty(xp, (V, deep, n), working(dy.dtype))
     wide = aligned(saved, dy, dz, partial) and n % W == 0
     grid, a = (blocks(n, lanes * W), deep, min(V, GRID_Z)), PARAMETER.get(activation, 0.0)
@@ -178,15 +176,21 @@ def slope_and_sums(xp, saved, dy, activation):
     return dz, narrow(partial[:, 0] if deep == 1 else xp.sum(partial, axis=1), dy.dtype)
 
 
+def _slope_shape(saved):
+    """(lanes, blocks of rows) of `slope_sums`."""
+    n = saved.shape[-1]
+    lanes = 8 if n <= 8 * vector_width(saved.dtype) and not is_narrow(saved.dtype) else 32
+    return lanes, blocks(saved.size // n, DEPTH * (THREADS // lanes))
+
+
 def cotangents(xp, z, y, dy, need_db, activation):
     """(dz, db or None) of the epilogue; z, y as `bias_act` keeps them."""
-    if activation is None:
-        return dy, total(xp, dy, tuple(range(1, dy.ndim - 1))) if need_db else None
-    saved = y if activation in FROM_OUTPUT else z
-    if need_db and dy.size:
-        return slope_and_sums(xp, saved, dy, activation)
-    dz = run_scale(xp, activation, saved, saved, dy, PARAMETER.get(activation, 0.0))
-    return dz, xp.zeros((dy.shape[0], dy.shape[-1]), dy.dtype) if need_db else None
+    saved, dz = y if activation in FROM_OUTPUT else z, dy
+    if activation is not None:
+        if need_db and dy.size and _slope_shape(saved)[1] <= GRID_Z:
+            return slope_and_sums(xp, saved, dy, activation)
+        dz = run_scale(xp, activation, saved, saved, dy, PARAMETER.get(activation, 0.0))
+    return dz, total(xp, dz, tuple(range(1, dz.ndim - 1))) if need_db else None
 
 
 def _forward(xp, x, w, b=None, *, activation):

@@ -13,7 +13,7 @@ from .norm_sums import DEPTH, LANES, STAYING, column_sums, held_sums
 from .norm_sums import GROUPS as SUM_GROUPS
 from .softmax_rows import FILL
 
-LONGEST = 2**22  # elements of a row: 32-bit places within it, and GRID_Z blocks across
+LONGEST = GRID_Z * LANES * 2  # elements of a row: GRID_Z blocks across, of float64 too
 
 
 def serves(*arrays, statistics=()):

@@ -7,8 +7,9 @@ warps run as far ahead of each other as barriers let them, and a missing barrier
 schedule.
 
 What hardware leaves undefined is an error or a NaN here: uninitialised shared and local memory is NaN, an index outside
-an array raises IndexError; misaligned vectors, threads that wait for each other for ever, and lanes of a warp that meet
-in different calls raise SimulationError. What it cannot show: speed, races between blocks, float32 promoted to float64.
+an array raises IndexError; misaligned vectors, threads that wait for each other for ever, lanes of a warp that meet in
+different calls, and grids and blocks that no launch takes raise SimulationError. What it cannot show: speed, races
+between blocks, float32 promoted to float64.
 """
 
 import contextvars
@@ -20,6 +21,8 @@ from collections import namedtuple
 
 import numpy as np
 
+from .launch import GRID_Z, THREADS
+
 try:
     from greenlet import getcurrent, greenlet
 except ImportError as error:  # pragma: no cover
@@ -27,6 +30,7 @@ except ImportError as error:  # pragma: no cover
 
 FULL = 0xFFFFFFFF
 WARP = 32
+GRID = (2**31 - 1, GRID_Z, GRID_Z)  # the most blocks
 Dim3 = namedtuple("Dim3", "x y z")
 
 
@@ -240,10 +244,19 @@ for _name in ("ballot_sync", "any_sync", "all_sync"):
     setattr(Cuda, _name, _vote(_name))
 
 
+def _check_launch(name, grid, threads):
+    """What CUDA refuses, and blocks of more threads than kernels are compiled for."""
+    if not 0 < threads <= THREADS:
+        raise SimulationError(f"kernel {name}: blocks of {threads} threads, 1 to {THREADS} are possible")
+    if not all(0 < n <= most for n, most in zip(grid, GRID, strict=True)):
+        raise SimulationError(f"kernel {name}: a grid of {tuple(grid)} blocks, at most {GRID} are possible")
+
+
 def run_grid(name, body, grid, threads, args):
     """Run kernel `body` over a grid of blocks of `threads` threads; arrays in `args` are changed in place."""
     schedule = os.environ.get("GRADLIB_SIM_SCHEDULE", "forward")
     grid = Dim3(*grid, *(1,) * (3 - len(grid)))
+    _check_launch(name, grid, threads)
     names = body.__code__.co_varnames
     args = tuple(Memory(a, n) if isinstance(a, np.ndarray) else a for n, a in zip(names, args, strict=False))
     with np.errstate(all="ignore"):  # the hardware's arithmetic raises nothing

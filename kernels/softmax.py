@@ -19,7 +19,20 @@ from functools import lru_cache
 from math import prod
 
 from . import softmax_masked_rows as masked
-from .launch import FLOATS, HALVES, THREADS, Kernel, address, aligned, blocks, contiguous, empty, takes, vector_width
+from .launch import (
+    FLOATS,
+    HALVES,
+    MOST,
+    THREADS,
+    Kernel,
+    address,
+    aligned,
+    blocks,
+    contiguous,
+    empty,
+    takes,
+    vector_width,
+)
 from .softmax_rows import (
     FILL,
     group_of,
@@ -30,8 +43,6 @@ from .softmax_rows import (
     long_rows_derivative,
 )
 from .softmax_streams import far_streamed_rows, streamed_rows, streamed_rows_derivative
-
-MOST_ROWS = 2**30  # masked rows are numbered in 32 bits
 
 
 def _forward(xp, kind, x, out_shape):
@@ -76,7 +87,7 @@ def _derivative_of(xp, kind, y, lse, d, out_shape):
 
 
 def _serves(x, axis):
-    return takes(x, dtypes=FLOATS + HALVES) and x.size > 0 and axis == x.ndim - 1
+    return takes(x, dtypes=FLOATS + HALVES) and x.size > 0 and axis == x.ndim - 1 and x.shape[-1] <= MOST
 
 
 def _row_op(kind, jvp_kind):
@@ -128,7 +139,7 @@ def _logsumexp_jvp(xp, saved, dx, *, axis, keepdims):
 
 def _masked_forward(xp, x, mask=None, *, axis, causal):
     known = mask is None or takes(mask, dtypes=("bool",))
-    if not known or not _serves(x, axis) or x.size // x.shape[-1] > MOST_ROWS:
+    if not known or not _serves(x, axis) or x.size // x.shape[-1] > MOST:
         return NotImplemented
     (x,) = contiguous(xp, x)
     n, queries = x.shape[-1], x.shape[-2] if causal else 1
@@ -165,7 +176,7 @@ def _masked_derivative(xp, saved, d, axis, causal):
     (y,) = saved
     if not causal:
         return _derivative_of(xp, "softmax", y, None, d, d.shape)
-    if not takes(y, d, dtypes=FLOATS + HALVES) or y.size // y.shape[-1] > MOST_ROWS:
+    if not takes(y, d, dtypes=FLOATS + HALVES) or y.size // y.shape[-1] > MOST:
         return NotImplemented
     y, d = contiguous(xp, y, d)
     (queries, n), V = y.shape[-2:], d.shape[0]

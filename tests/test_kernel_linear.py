@@ -185,3 +185,27 @@ def test_what_is_left_to_the_rule():
         assert call(linear.forward, *args, activation="relu") is NotImplemented
     nothing = np.ones(0, "float32"), np.ones(0, int), np.zeros(5, int)
     assert call(csr_linear.forward, *nothing, w, b, activation=None) is NotImplemented
+
+
+def test_more_rows_than_blocks_add_up(monkeypatch):
+    """The bias's cotangent is then a sum of its own."""
+    monkeypatch.setattr(kernels, "GRID_Z", 1)
+    monkeypatch.setattr(kernels, "slope_sums", None)
+    check(*data((513,), 2, 3, "float32", V=1), "tanh", "float32")
+
+
+def test_more_entries_rows_and_columns_than_are_numbered():
+    """Views of one number, which no kernel could be given."""
+
+    def many(shape, dtype="float32"):
+        return np.broadcast_to(np.ones((), dtype), shape)
+
+    few, far = (many(3), many(3, int), many(4, int)), 2**30 + 1
+    entries = many(far), many(far, int), few[2]
+    for pattern, w in ((entries, many((5, 4))), ((*few[:2], many(far, int)), many((5, 4))), (few, many((far, 4)))):
+        assert csr.csr_product.forward(np, *pattern, w) is NotImplemented
+        assert csr_linear.forward(np, *pattern, w, activation="relu") is NotImplemented
+    assert csr.csr_product.forward(np, *few, many((5, 65535 * 64 + 1))) is NotImplemented
+    assert csr.csr_transposed.forward(np, *few, many((3, 4)), width=far) is NotImplemented
+    assert csr.csr_dots.forward(np, many((far, 4)), many((5, 4)), *few[1:]) is NotImplemented
+    assert csr.serves(*few, many((2**30, 65535 * 64)))

@@ -1,10 +1,21 @@
-"""Which kernel takes rows of which length: the smallest shape that holds them, and no catalogued shape in vain."""
+"""Which kernel takes rows of which length: the smallest shape that holds them, no catalogued shape in vain, and none of
+rows whose places 32 bits do not number."""
 
 import numpy as np
 import pytest
 
-from gradlib.kernels import cross_entropy_rows, norm_rows, norm_sums, norms, softmax_masked_rows, softmax_rows
-from gradlib.kernels.launch import dtype_of
+from gradlib.kernels import (
+    cross_entropy,
+    cross_entropy_rows,
+    embedding,
+    norm_rows,
+    norm_sums,
+    norms,
+    softmax,
+    softmax_masked_rows,
+    softmax_rows,
+)
+from gradlib.kernels.launch import GRID_Z, blocks, dtype_of, vector_width
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 LENGTHS = [2**k for k in range(15)]
@@ -59,3 +70,25 @@ def test_every_shape_of_norms_serves_some_length(kernel, groups):
 def test_masked_rows_try_small_shapes_first(dtype):
     sizes = [np.prod(group) for group in softmax_masked_rows.groups_of(dtype)]
     assert sizes == sorted(set(sizes))
+
+
+def test_rows_that_are_too_long_are_left_to_the_rule():
+    """Views of one number."""
+    x, label = np.broadcast_to(np.float32(0), (1, 2**30 + 1)), np.zeros(1, int)
+    e, static = x[None], {"reduction": "mean", "ignore_index": None, "label_smoothing": 0.0}
+    for op in (softmax.softmax, softmax.log_softmax):
+        assert op.forward(np, x, axis=1) is NotImplemented
+        assert op.vjp(np, (x,), e, (True,), axis=1) is NotImplemented
+        assert op.jvp(np, (x,), (e,), axis=1) is NotImplemented
+    assert softmax.logsumexp.forward(np, x, axis=1, keepdims=False) is NotImplemented
+    assert softmax.masked_softmax.forward(np, x, axis=1, causal=False) is NotImplemented
+    assert cross_entropy.cross_entropy.forward(np, x, label, **static) is NotImplemented
+    assert cross_entropy.cross_entropy.vjp(np, (x, 2), x[0, :1], (True,), **static) is NotImplemented
+    assert cross_entropy.cross_entropy.jvp(np, (x, 2), (e,), **static) is NotImplemented
+    assert not norms.serves(x) and not embedding._serves(label, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_widest_rows_fit_the_grid(dtype):
+    assert blocks(norms.LONGEST, norm_sums.LANES * vector_width(dtype)) <= GRID_Z
+    assert embedding._width(embedding.WIDEST, dtype_of(dtype), (32, "single")) <= GRID_Z

@@ -189,6 +189,23 @@ def test_barrier_against_warp_call():
         run(body, 32, np.zeros(1))
 
 
+@pytest.mark.parametrize(
+    ("grid", "threads", "word"),
+    [
+        ((1,), 257, "257 threads"),
+        ((1,), 0, "0 threads"),
+        ((2**31,), 1, "grid of"),
+        ((1, 65536), 1, "grid of"),
+        ((1, 1, 65536), 1, "grid of"),
+    ],
+)
+def test_launches_that_cuda_refuses(grid, threads, word):
+    ran = []
+    with pytest.raises(SimulationError, match=f"kernel kernel: .*{word}"):
+        run(lambda: ran.append(1), threads, grid=grid)
+    assert not ran
+
+
 def test_misaligned_vector():
     load, _ = tile_access(np.float32, 4)
 
