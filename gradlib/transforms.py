@@ -348,7 +348,8 @@ def hvp(f: Callable[..., Any], primals: tuple, tangents: tuple) -> Any:
     """
     _check_tuples("hvp", primals, tangents)
     every = tuple(range(len(primals)))
-    product = _linearize("hvp", "hvp", grad(f, every), tuple(primals))[1](*tangents)
+    inside, outputs, _ = run("hvp", grad(f, every), tuple(primals))
+    product = _pushed("hvp", inside, outputs, tuple(tangents), release=True)
     return product if len(every) > 1 else product[0]
 
 

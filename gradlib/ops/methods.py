@@ -169,7 +169,16 @@ for _name, _call in _METHODS.items():
 _divmod, _rdivmod = _operator(numeric.divmod_)
 
 
+def _round(self: Any, ndigits: int | None = None) -> Any:
+    """round(x) of a number: plain, an integer without `ndigits`."""
+    if self.shape:
+        raise TypeError(f"round: expected a number, got {describe(self)}; use np.round")
+    y = nondiff.round_(self, ndigits or 0)
+    return y.astype(int) if ndigits is None else y
+
+
 _REST: dict[str, Any] = {
+    "__round__": _round,
     "__divmod__": _divmod,
     "__rdivmod__": _rdivmod,
     "__getitem__": index.getitem,
