@@ -1,13 +1,13 @@
 """Compiled kernels on disk, so that no process compiles what another one has compiled before.
 
-A file is named by a hash of all that its machine code depends on: the kernel's name and file, every file of this
-folder, the architecture, the threads, and the versions and libraries of the compiler. Files are put in place whole, so
-that processes may share the folder; one that cannot be used is compiled anew. The folder may be deleted at any time.
+A file is named by a hash of all that its machine code depends on: the kernel's name, its code and all that this refers
+to, every file of this folder, the architecture, the threads, and the compiler's settings, versions and libraries. Files
+are put in place whole, so that processes may share the folder; one that cannot be used is compiled anew. The folder may
+be deleted at any time.
 """
 
 import contextlib
 import hashlib
-import inspect
 import json
 import os
 import sys
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from . import compiler
 from .launch import THREADS
+from .reached import words_of
 
 
 def folder() -> Path:
@@ -43,14 +44,14 @@ def cubin_of(launchable, cc, threads=THREADS):
 
 
 def _key(launchable, cc, threads) -> str:
-    source = Path(inspect.getfile(inspect.unwrap(launchable.body))).read_bytes()
-    parts = [launchable.name, repr(cc), repr(threads), _sources(), _toolchain(), hashlib.sha256(source).hexdigest()]
+    parts = [launchable.name, repr(cc), repr(threads), _sources(), _toolchain(), _settings()]
+    parts += words_of(launchable.body)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @cache
 def _sources() -> str:
-    """A hash of every file in this folder: kernels share device functions and formulas."""
+    """A hash of every file in this folder: the way from a kernel to its machine code is laid there too."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.name.encode() + file.read_bytes())
@@ -59,15 +60,25 @@ def _sources() -> str:
 
 @cache
 def _toolchain() -> str:
-    """What compiles: versions of Numba, and the NVVM and nvJitLink libraries by place, size and time."""
+    """What compiles: versions of Numba, and NVVM, nvJitLink and libdevice by place, size and time."""
     import llvmlite
     import numba
     import numba_cuda
     from cuda.pathfinder import load_nvidia_dynamic_lib
+    from numba.cuda.cuda_paths import get_cuda_paths
 
-    libraries = [Path(load_nvidia_dynamic_lib(name).abs_path) for name in ("nvvm", "nvJitLink")]
-    places = [(str(lib), lib.stat().st_size, lib.stat().st_mtime_ns) for lib in libraries]
+    libraries = [load_nvidia_dynamic_lib(name).abs_path for name in ("nvvm", "nvJitLink")]
+    files = [Path(file) for file in (*libraries, get_cuda_paths()["libdevice"].info)]
+    places = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return repr((sys.version, numba.__version__, numba_cuda.__version__, llvmlite.__version__, places))
+
+
+def _settings() -> str:
+    """Numba's settings for CUDA, e.g. by NUMBA_CUDA_DEBUGINFO=1: they are part of what compiles."""
+    from numba.cuda.core import config
+
+    names = [name for name in dir(config) if name.startswith("CUDA_") or name in ("OPT", "DEBUGINFO_DEFAULT")]
+    return repr([(name, getattr(config, name)) for name in names])
 
 
 def _read(file):

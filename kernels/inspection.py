@@ -91,7 +91,7 @@ def load_catalogue():
     """Import every file of kernels, which puts its kernels into the catalogue."""
     import importlib
 
-    house = {"__init__", "launch", "compiler", "cache", "simulator", "inspection", "ratchet", "cpu"}
+    house = {"__init__", "launch", "compiler", "cache", "reached", "simulator", "inspection", "ratchet", "cpu"}
     for file in sorted(Path(__file__).parent.glob("*.py")):
         if file.stem not in house and not file.stem.startswith("intrinsics"):
             importlib.import_module(f"gradlib.kernels.{file.stem}")
