@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradlib as gl
+from gradlib.jacobian import batched_work, known
 from gradlib.jacobian import budget as budgets
 from gradlib.jacobian.budget import FLOOR, SHARE, budget, readable
 
@@ -173,6 +174,28 @@ def test_a_chunk_size_bounds_the_rows(f, args):
 
 
 @pytest.mark.parametrize("transform", [gl.batch_jacobian, gl.jacobian])
+def test_one_piece_at_a_time_is_held(transform):
+    f, (x,) = net(layers(128, 128, 128)), rows(24, 128)
+    J = transform(f, max_bytes="4 MB")
+    for _ in range(2):  # what is imported and compiled at first use is there then
+        tracemalloc.start()
+        peak = 0
+        for _, piece in J.chunks(x):
+            del piece
+            peak = max(peak, tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peak < 4_000_000 + x.nbytes * 20
+
+
+def test_plans_of_many_budgets_are_forgotten():
+    f, (x,) = net(layers(8, 8, 8)), rows(4, 8)
+    for extra in range(100):
+        call = gl.batch_jacobian(f, max_bytes=100_000 + extra)
+        call(x)
+    assert all(len(k.plans) <= batched_work.PLANS for k in known._known.values())
+
+
+@pytest.mark.parametrize("transform", [gl.batch_jacobian, gl.jacobian])
 @pytest.mark.parametrize("f", [net(layers(40, 30, 20)), branching])
 def test_too_small_a_budget_says_what_is_needed(transform, f):
     x = np.ones((30, 80 if f is branching else 40), "f")
@@ -258,6 +281,10 @@ def test_bad_bytes(given):
 def test_bad_chunk_size(given):
     with pytest.raises(ValueError, match="batch_jacobian: expected a positive int or None as chunk_size"):
         gl.batch_jacobian(np.sin, chunk_size=given)
+
+
+def test_integers_of_numpy():
+    assert budget("f", np.int64(3), np.int32(5000)) == budget("f", 3, 5000)
 
 
 def test_auto_is_a_quarter_of_what_is_free(monkeypatch):

@@ -144,6 +144,18 @@ def test_jacobians_are_not_formed():
     assert peak < 12 * k.nbytes  # 1 MB each; the Jacobians are 123 MB
 
 
+@pytest.mark.parametrize("settings", [{}, {"trace_outputs": True}])
+def test_derivative_of_hidden_layers(settings):
+    """In the last layer the activations depend on the parameters and the cotangents do not."""
+    params, x = {"w": randn(3, 4), "v": randn(4, 2)}, randn(5, 3)
+
+    def f(p, x):
+        return np.tanh(x @ p["w"]) @ p["v"]
+
+    gl.check_grads(lambda p: gl.gramian(f, **settings)(p, x), (params,), order=2, atol=1e-4)
+    gl.check_grads(lambda p: gl.gramian(f, **settings)(p, x, x[:2]), (params,), order=1, atol=1e-4)
+
+
 def test_derivative_and_capture():
     def f(p, x):
         return np.tanh(np.tanh(x @ p["w"]) @ p["w"].T)

@@ -153,6 +153,15 @@ def test_the_function_is_called_once(monkeypatch):
     assert calls == [X.shape]
 
 
+def test_the_norm_of_no_gradient_has_derivative_0():
+    x = np.array([[1.0, 2.0], [0.0, 0.0]])
+    loss = lambda w, x: np.sum((x @ w) ** 2, axis=1)  # noqa: E731
+    at = lambda w: np.sum(per_sample_norms(loss)(w, x) * np.array([0.0, 1.0]))  # noqa: E731
+    for w in (np.zeros((2, 3)), randn(2, 3)):
+        assert gl.grad(at)(w).tolist() == np.zeros((2, 3)).tolist()
+    gl.check_grads(lambda w: per_sample_norms(loss)(w, x[:1]), (randn(2, 3),), order=2, atol=1e-4)
+
+
 def test_derivative_of_norms_and_capture():
     def loss(p, x):
         return np.sum(np.tanh(np.tanh(x @ p["w"]) @ p["w"].T), axis=1)

@@ -37,6 +37,8 @@ from .sweeps import Sweep, choose, chunks, parts, spans
 if TYPE_CHECKING:
     from .batched import Batched
 
+PLANS = 32  # kept for one signature: of so many budgets and sizes of pieces
+
 
 class BatchedWork(Work):
     """The Jacobian of every sample of one recorded call."""
@@ -74,10 +76,13 @@ class BatchedWork(Work):
         """The plan, and whether f had better leave the other cores to it."""
         plans = {} if self.call.known is None else self.call.known.plans
         asked = samples, limit, self.mode, self.budget
-        if asked not in plans:
+        found = plans.get(asked)
+        if found is None:
+            if len(plans) >= PLANS:
+                plans.clear()
             plan = self._schedule(samples, limit)
-            plans[asked] = plan, self.specs[0][2] is np and spares_blas(plan.step, self.segments or [], samples)
-        return plans[asked]
+            found = plans[asked] = plan, self.specs[0][2] is np and spares_blas(plan.step, self.segments or [], samples)
+        return found
 
     def _schedule(self, samples: int, limit: int) -> Schedule:
         _, dtype, xp = self.specs[0]
@@ -221,10 +226,13 @@ class BatchedWork(Work):
         (self.scheduled(count, left) if self._by_chain(count) else self.swept(left))  # errors come now
 
         def made() -> Iterator[tuple[slice, Any]]:
-            for start, stop in chunks(samples, count):
+            def piece(start: int, stop: int) -> Any:  # a function of its own, which holds nothing of it afterwards
                 out = [xp.empty((stop - start, *shape[1:]), dtype) for shape, dtype, xp in self.specs]
                 self._write(out, slice(start, stop), left)
-                yield slice(start, stop), self.rebuild(out)
+                return self.rebuild(out)
+
+            for start, stop in chunks(samples, count):
+                yield slice(start, stop), piece(start, stop)
 
         return made()
 

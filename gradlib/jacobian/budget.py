@@ -50,20 +50,24 @@ class Budget:
 
 def budget(name: str, chunk_size: Any, max_bytes: Any) -> Budget:
     """A checked Budget from the arguments of a public function."""
-    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
+    if chunk_size is not None and (not _is_int(chunk_size) or chunk_size < 1):
         raise ValueError(f"{name}: expected a positive int or None as chunk_size, got {chunk_size!r}")
-    return Budget(name, chunk_size, _parsed(name, max_bytes))
+    return Budget(name, None if chunk_size is None else int(chunk_size), _parsed(name, max_bytes))
+
+
+def _is_int(x: Any) -> bool:
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 
 def _parsed(name: str, max_bytes: Any) -> int | str | None:
     """Bytes from an int or a text such as "1GB" (10⁹), "200 MB" or "512KiB" (2¹⁰ each); None and "auto" as they are."""
-    if max_bytes is None or max_bytes == "auto":
+    if max_bytes is None or (isinstance(max_bytes, str) and max_bytes == "auto"):
         return max_bytes
     found, size = _TEXT.fullmatch(max_bytes) if isinstance(max_bytes, str) else None, 0
     if found and found[2].lower() in _UNITS:
         size = int(float(found[1]) * _UNITS[found[2].lower()])
-    elif isinstance(max_bytes, int) and not isinstance(max_bytes, bool):
-        size = max_bytes
+    elif _is_int(max_bytes):
+        size = int(max_bytes)
     if size < 1:
         raise ValueError(
             f'{name}: expected max_bytes as a positive number of bytes, a text like "500 MB" or "2GiB", "auto" or '

@@ -188,13 +188,18 @@ class DenseWork(Work):
         size = self.swept(limit - rows * one, "rev").rows  # the errors of a budget come now
 
         def made() -> Iterator[tuple[slice, Any]]:
-            for start, stop in chunks(total, rows):
+            def piece(start: int, stop: int) -> Any:  # a function of its own, which holds nothing of it afterwards
                 out = [array_module(x).empty((stop - start, *x.shape), x.dtype) for x in self.inside.leaves]
                 for a, b in chunks(stop - start, size):
-                    for target, d in zip(out, self._pulled(start + a, start + b), strict=True):
+                    stacks: Any = self._pulled(start + a, start + b)
+                    for target, d in zip(out, stacks, strict=True):
                         target[a:b] = d
+                    stacks = d = None  # before the next ones are made
                 found = tree.unflatten(self.inside.structure, out)
-                yield slice(start, stop), found if self.several else found[0]
+                return found if self.several else found[0]
+
+            for start, stop in chunks(total, rows):
+                yield slice(start, stop), piece(start, stop)
 
         return made()
 

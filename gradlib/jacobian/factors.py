@@ -107,7 +107,8 @@ class Paired(Factor):
         near, far = self._near(wide(self.x[at]), wide(other.x[beside])), gram_of_rows(d, e)
         if r == s == 1:
             near, far = near.reshape((b, 1, c)), far.reshape((v, b, w, c))
-            return near * far if type(far) is Traced else module_of(far).multiply(near, far, out=far)
+            traced = type(near) is Traced or type(far) is Traced
+            return near * far if traced else module_of(far).multiply(near, far, out=far)
         return module_of(d).sum(near.reshape((b, r, 1, c, s)) * far, axis=(2, 5))
 
 

@@ -54,11 +54,19 @@ def per_sample_norms(
         xp = module_of(y)
         squares = squared_norms(call)
         if not per_leaf:
-            return xp.sqrt(sum(squares, xp.zeros(y.shape, y.dtype))).astype(y.dtype)
-        trees = call.rebuild([xp.sqrt(s).astype(x.dtype) for s, x in zip(squares, call.leaves, strict=True)])
+            return _root(xp, sum(squares, xp.zeros(y.shape, y.dtype))).astype(y.dtype)
+        trees = call.rebuild([_root(xp, s).astype(x.dtype) for s, x in zip(squares, call.leaves, strict=True)])
         return tuple(trees) if isinstance(argnums, tuple) else trees[0]
 
     return wrapped
+
+
+def _root(xp: Any, squares: Any) -> Any:
+    """√ of squares, with derivative 0 at 0, as of any norm."""
+    if type(squares) is not Traced:
+        return xp.sqrt(squares)
+    positive = xp.greater(squares, 0)
+    return xp.where(positive, xp.sqrt(xp.where(positive, squares, 1)), squares)
 
 
 def squared_norms(call: Batched) -> list[Any]:
