@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 #: (saved, slots of the inputs, forms by slot, form of the result) -> what is kept of `saved`.
@@ -28,6 +29,10 @@ class Form(NamedTuple):
     @property
     def ndim(self) -> int:
         return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
 
     def astype(self, dtype: Any) -> Form:
         return Form(self.shape, dtype)

@@ -87,7 +87,7 @@ def against_jax(functions, x, tolerance=1e-8):
 class OneResult:
     """An op of several results seen as one of its i-th alone, so that RuleCheck can check it."""
 
-    kernel = block = None
+    kernel = block = keep = None
 
     def __init__(self, op, i):
         self.op, self.i, self.name, self.batch, self.module = op, i, op.name, op.batch, op.module

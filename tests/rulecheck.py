@@ -189,6 +189,8 @@ class RuleCheck(ErrorCheck):
     def test_what_is_recorded_is_enough(self, case, dtype):
         """For the inputs that are differentiated: equal to the bit to what all that was saved gives."""
         args = [a.astype(dtype) if is_float(a) else a for a in case.args]
+        if dtype == "float16" and case.op.module in ("linalg", "decompositions", "svd"):
+            pytest.skip("LAPACK knows no float16")
         y, saved = case.forward(*args)
         dx, dy = case.stacks(2, y, dtype)
         every = [[j == i for j in range(len(args))] for i in case.differentiated]
