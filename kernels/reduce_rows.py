@@ -68,7 +68,7 @@ def _over(T, combine, neutral, L):
     FLOATS + HALVES,
     variants=[(kind, L) for kind in KINDS for L in ROW_LANES],
     without=lambda dtype, kind, L: L not in row_lanes(dtype),
-    vector=lambda *key: "loads",
+    vector=lambda *key: True,
     registers=112,
 )
 def reduce_rows(S, kind, L):
@@ -202,7 +202,7 @@ def reduce_columns(S, kind, L):
     variants=[(kind, rule, L) for kind in ("max", "norm") for rule in ("vjp", "jvp") for L in ROW_LANES[1:]],
     dtypes=FLOATS + HALVES,
     without=lambda dtype, kind, rule, L: dtype in HALVES and L == THREADS,
-    vector=lambda dtype, kind, rule, L: True if rule == "vjp" else "loads",
+    vector=lambda *key: True,
     registers=112,
 )
 def slope_rows(S, kind, rule, L):
