@@ -17,8 +17,18 @@ def _gpu_answers():
     return cupy.is_available()
 
 
+if "GRADLIB_FAKE_GPU" in os.environ:
+    os.environ["NUMBA_ENABLE_CUDASIM"] = "1"  # kernels run in the simulator all the same
 if "NUMBA_ENABLE_CUDASIM" not in os.environ:
     os.environ["NUMBA_ENABLE_CUDASIM"] = "0" if _gpu_answers() else "1"
+
+
+def pytest_configure():
+    """With GRADLIB_FAKE_GPU kernels' tests run as on a GPU, on a stand-in (see fakecuda.py)."""
+    if "GRADLIB_FAKE_GPU" in os.environ:
+        import fakecuda
+
+        fakecuda.pretend()
 
 
 @pytest.fixture(params=["forward", "reverse", "7"])

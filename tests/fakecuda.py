@@ -7,15 +7,18 @@ again, in the same memory. Kernels run in the simulator.
 
 import contextlib
 import ctypes
+import os
 import sys
 import weakref
 from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import standin
 from standin import MODULE, DeviceArray
 
+from gradlib.kernels.launch import pointer
 from gradlib.kernels.simulator import run_grid
 
 _SIZED_BY_VALUES = (np.nonzero, np.flatnonzero, np.argwhere, np.unique)  # the host waits to know how many
@@ -76,6 +79,18 @@ class Event:
         self.on = stream
 
 
+class Function:
+    """A loaded kernel; kept from test to test, so that it looks for the stand-in in use when it is launched."""
+
+    ptr = 0
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __call__(self, grid, block, args, shared_mem=0):
+        MODULE.cuda.kernel(self.kernel, grid, block, args)
+
+
 class Data:
     """What `array.data` is: an address."""
 
@@ -116,6 +131,9 @@ class Cuda:
         self.streams = [Stream(self)]
         self.common = SimpleNamespace(freed=0, free_all_blocks=self._free)
         self.runtime = SimpleNamespace(getDevice=lambda: self.device)
+        self.driver = SimpleNamespace(
+            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8, funcSetAttribute=lambda function, attribute, value: None
+        )
 
     def _free(self):
         assert not self.streams[-1].is_capturing()
@@ -151,16 +169,24 @@ class Cuda:
     def Device(self, number=None):
         inside = self._inside(self.device if number is None else number)
         inside.compute_capability = "90"
+        inside.attributes = {
+            "MultiProcessorCount": 2,
+            "MaxSharedMemoryPerBlockOptin": 227 << 10,
+            "MaxSharedMemoryPerMultiprocessor": 228 << 10,
+        }
         return inside
 
     def Module(self):
         module = SimpleNamespace()
         module.load = lambda cubin: None
-        module.get_function = lambda kernel: lambda *args: MODULE.cuda.kernel(kernel, *args)  # kept from test to test
+        module.get_function = Function
         return module
 
     def kernel(self, kernel, grid, block, args):
         hosts = [a.host if isinstance(a, DeviceArray) else a for a in args]
+        for i, (_, kind) in enumerate(kernel.parameters):
+            if isinstance(kind, pointer):  # bfloat16 is launched as CuPy's uint16
+                hosts[i] = hosts[i].view(kind.dtype)
         self.log.append(("kernel", kernel.name))
         self.change(run_grid, kernel.name, kernel.body, grid, block[0], hosts)
 
@@ -306,7 +332,18 @@ def install(monkeypatch):
     monkeypatch.setattr(MODULE, "asarray", cuda.asarray)
     monkeypatch.setattr(MODULE, "get_default_memory_pool", lambda: cuda.common, raising=False)
     monkeypatch.setitem(sys.modules, "cupy", MODULE)
+    monkeypatch.setitem(sys.modules, "cupy.cuda", cuda)
     monkeypatch.setattr("gradlib.kernels.cache.cubin_of", lambda kernel, cc: (kernel, b""))
     monkeypatch.setattr(cublas, "_library", lambda: library)
     monkeypatch.setattr(cublas, "_handle", cache(cublas._handle.__wrapped__))
     return cuda, library
+
+
+def pretend():
+    """Let this process's tests run as on a GPU, on the stand-in: `GRADLIB_FAKE_GPU=1 pytest tests/test_kernel_*.py`."""
+    from gradlib.kernels import inspection, launch
+
+    inspection.load_catalogue()  # of the simulator's intrinsics
+    os.environ["NUMBA_ENABLE_CUDASIM"] = "0"  # what tests ask
+    launch.SIMULATED, launch.POISON = False, True
+    install(pytest.MonkeyPatch())

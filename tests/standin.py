@@ -157,6 +157,9 @@ def _special():
 MODULE = Module("standin", np, cupy)
 MODULE.linalg = Module("standin.linalg", np.linalg, cupy and cupy.linalg)
 MODULE.special = Module("standin.special", _special(), None)
+MODULE.lib = SimpleNamespace(
+    stride_tricks=Module("standin.lib.stride_tricks", np.lib.stride_tricks, cupy and cupy.lib.stride_tricks)
+)
 MODULE.ndarray = DeviceArray
 
 
