@@ -1,5 +1,7 @@
 """Run kernels' host functions in tests, NumPy in and NumPy out, in the simulator or on the GPU."""
 
+import os
+
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
@@ -7,6 +9,7 @@ from numpy.lib.stride_tricks import as_strided
 from gradlib.kernels.launch import SIMULATED, simulate
 
 DTYPES = ("float32", "float64")
+LARGEST = int(os.environ.get("GRADLIB_SMALL_TESTS", 0))  # numbers in an array; tests of larger ones are skipped then
 
 
 def where():
@@ -72,6 +75,8 @@ def _moved(x):
 
 def call(rule, *args, **static):
     """rule(xp, *args, **static) on the device; asserts that no array among the arguments is changed."""
+    if LARGEST and any(a.size > LARGEST for a in _arrays(args)):
+        pytest.skip("larger than GRADLIB_SMALL_TESTS")
     before, known = [a.copy() for a in _arrays(args)], Known()
     if SIMULATED:
         with simulate():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+CALLS = 3  # before the values are compared: gl.capture and torch record in the first, what is replayed comes later
+PERIOD = 1_000_003  # random numbers that are drawn; a prime, so that no two rows near each other are the same
+HALF_TOLERANCE = {"float16": 2e-3, "bfloat16": 8e-3}  # twice the rounding of the result
 
 Arrays = dict[str, np.ndarray]
 Build = Callable[[dict[str, Any]], Callable[[], Any]]  # arrays where they are wanted -> what is timed
@@ -19,23 +24,33 @@ class Case:
     contenders: "gradlib" and peers, each builds what is timed from arrays on its device; the first word of a name is
     the library whose process it runs in. reference: of the arrays (large ones in float32: see `some`) and the numbers
     of some rows, what the result should be in those rows, in float64. moved: bytes that have to be read and written at
-    least; None where bytes are not what limits it. before: the name of the array that the result is a small change of.
+    least; None where bytes are not what limits it. operations: of floating point, for the roofline. before: the name of
+    the array that the result is a small change of; each call changes it further, and the reference is of CALLS calls.
+    drawn: the result depends on random numbers of the library; the reference takes the result in those rows, too.
     """
 
     name: str
     family: str
     make: Callable[..., Arrays]
     contenders: dict[str, Build]
-    reference: Callable[[Arrays, np.ndarray], list[np.ndarray]]
-    sizes: dict[str, int]
-    tiny: dict[str, int]
+    reference: Callable[..., list[np.ndarray]]
+    sizes: dict[str, Any]
+    tiny: dict[str, Any]
     moved: Callable[[Arrays], int] | None = None
+    operations: Callable[[Arrays], int] | None = None
     tolerance: float = 1e-4
     before: str | None = None
+    drawn: bool = False
 
     def arrays(self, tiny: bool) -> Arrays:
         """The inputs, the same in every process."""
         return self.make(np.random.default_rng(0), **(self.tiny if tiny else self.sizes))
+
+
+def spread(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Normal float32 numbers, drawn once and repeated where there are many: all of them would take seconds."""
+    drawn = rng.standard_normal(min(math.prod(shape), PERIOD), np.float32)
+    return np.resize(drawn, shape)
 
 
 def some(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -73,6 +88,7 @@ def on_host(x: Any) -> np.ndarray:
     """An array of any of the libraries as NumPy's."""
     if hasattr(x, "detach"):
         x = x.detach().cpu()
+        x = x.float() if "bfloat16" in str(x.dtype) else x
     elif hasattr(x, "get"):
         x = x.get()
     return np.asarray(x)

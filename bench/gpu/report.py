@@ -1,8 +1,8 @@
-"""A recorded GPU benchmark as a Markdown table and a roofline plot."""
+"""A recorded GPU benchmark as a Markdown table, and as lines for the terminal."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 from typing import Any
 
 import goals
@@ -21,8 +21,11 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def versions(result: dict[str, Any]) -> str:
-    names = ("numba", "cupy", "torch", "jax")
-    return ", ".join(f"{n} {result['versions'][n]}" for n in names if n in result["versions"])
+    """The packages that the times depend on most, and the driver."""
+    names = ("numba", "numba-cuda", "cupy", "torch", "jax")
+    found = {n: v for n in names for k, v in result["versions"].items() if re.fullmatch(rf"{n}(-cuda\d+x)?", k)}
+    driver = result.get("gpu", {}).get("driver")
+    return ", ".join([f"{n} {v}" for n, v in found.items()] + ([f"driver {driver}"] if driver else []))
 
 
 def _row(case: dict[str, Any], copy: float | None) -> str:
@@ -56,38 +59,3 @@ def lines(case: dict[str, Any]) -> str:
 def duration(us: float) -> str:
     """Microseconds with three digits and a unit."""
     return f"{us:.3g} µs" if us < 999.5 else f"{us / 1e3:.3g} ms" if us < 999.5e3 else f"{us / 1e6:.3g} s"
-
-
-def roofline(result: dict[str, Any], path: Path) -> None:
-    """Each case's rate against the bytes it moves, ours and the peers', under the rate of a copy."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    cases = [case for case in result["cases"] if case["moved"]]
-    names = list(dict.fromkeys(row["name"] for case in cases for row in case["contenders"]))
-    figure, axes = plt.subplots(figsize=(9, 0.38 * len(cases) + 1.6), layout="constrained")
-    for name, marker in zip(names, "osD^v*", strict=False):
-        points = [
-            (case["moved"] / row["us"] / 1e6, i)
-            for i, case in enumerate(cases)
-            for row in case["contenders"]
-            if row["name"] == name and row["us"]
-        ]
-        if points:
-            axes.scatter(
-                *zip(*points, strict=True), marker=marker, s=60 if name == "gradlib" else 28, label=name, zorder=3
-            )
-    copy = result["ceilings"].get("copy_bytes_per_second")
-    if copy:
-        axes.axvline(copy / 1e12, color="0.4", linestyle="--", label="device copy")
-    axes.set_yticks(range(len(cases)), [case["case"] for case in cases])
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
-    axes.set_xlabel("TB/s of the bytes that have to move")
-    axes.set_title("rehearsal, no measurement" if result["rehearsal"] else result["device"])
-    axes.grid(axis="x", color="0.9")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=6, frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

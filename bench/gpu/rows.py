@@ -1,4 +1,4 @@
-"""Cases of row-wise kernels: softmax, the norms, cross-entropy, gelu. Two arrays move forward, three back."""
+"""Cases of softmax and what belongs to it, the norms and cross-entropy: two arrays move forward, three back."""
 
 from __future__ import annotations
 
@@ -6,103 +6,39 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from case import Arrays, Case, some
+from case import HALF_TOLERANCE, Arrays, Case, some, spread
+from libraries import Ours, all_of, backward_of
 
 EPS = 1e-5
 ENTRIES = 1 << 26  # of each array: 268 MB, several times the L2 cache
 TINY = {"rows": 5, "width": 12}
 
 
-def draw(rng: np.random.Generator, rows: int, width: int) -> Arrays:
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, np.float32)
+def draw(rng: np.random.Generator, rows: int, width: int, dtype: str = "float32") -> Arrays:
+    a = {"x": spread(rng, (rows, width)), "w": spread(rng, (width,)), "b": spread(rng, (width,))}
+    if dtype == "bfloat16":
+        import ml_dtypes  # noqa: F401  (NumPy knows the name then)
+    return {k: v.astype(dtype, copy=False) for k, v in a.items()}
 
-    return {"x": normal(rows, width), "dy": normal(rows, width), "w": normal(width), "b": normal(width)}
+
+def draw_back(rng: np.random.Generator, rows: int, width: int) -> Arrays:
+    return {**draw(rng, rows, width), "dy": spread(rng, (rows, width))}
 
 
 def with_labels(rng: np.random.Generator, rows: int, width: int) -> Arrays:
-    return {"x": rng.standard_normal((rows, width), np.float32), "labels": rng.integers(0, width, rows)}
+    return {"x": spread(rng, (rows, width)), "labels": rng.integers(0, width, rows)}
 
 
-def positive(rng: np.random.Generator, rows: int, width: int) -> Arrays:
-    """Numbers whose sums are not close to 0, where a relative error says nothing."""
-    return {"x": rng.random((rows, width), np.float32)}
+def with_mask(rng: np.random.Generator, rows: int, width: int) -> Arrays:
+    """The mask leaves out about a third; the first entry of a row is always in."""
+    mask = spread(rng, (rows, width)) < 0.4
+    mask[:, 0] = True
+    return {"x": spread(rng, (rows, width)), "mask": mask}
 
 
-# What each library does: `of` names the arguments that are differentiated.
-def gradlib_forward(f: Callable[..., Any], of: str) -> Any:
-    def build(a: dict[str, Any]) -> Callable[[], Any]:
-        return lambda: f(*[a[k] for k in of])
-
-    return build
-
-
-def gradlib_backward(f: Callable[..., Any], of: str) -> Any:
-    def build(a: dict[str, Any]) -> Callable[[], Any]:
-        import gradlib as gl
-
-        pullback = gl.vjp(f, *[a[k] for k in of])[1]
-        return lambda: pullback(a["dy"])
-
-    return build
-
-
-def torch_forward(f: Callable[..., Any], of: str, compiled: bool = False) -> Any:
-    def build(a: dict[str, Any]) -> Callable[[], Any]:
-        import torch
-
-        g, args = torch.compile(f, dynamic=False) if compiled else f, [a[k] for k in of]
-
-        def run() -> Any:
-            with torch.no_grad():
-                return g(*args)
-
-        return run
-
-    return build
-
-
-def torch_backward(f: Callable[..., Any], of: str, compiled: bool = False) -> Any:
-    def build(a: dict[str, Any]) -> Callable[[], Any]:
-        import torch
-
-        args = [a[k].requires_grad_() for k in of]
-        y = (torch.compile(f, dynamic=False) if compiled else f)(*args)
-        return lambda: torch.autograd.grad(y, args, a["dy"], retain_graph=True)
-
-    return build
-
-
-def jax_forward(f: Callable[..., Any], of: str) -> Any:
-    def build(a: dict[str, Any]) -> Callable[[], Any]:
-        import jax
-
-        g, args = jax.jit(f), [a[k] for k in of]
-        return lambda: g(*args)
-
-    return build
-
-
-def jax_backward(f: Callable[..., Any], of: str) -> Any:
-    def build(a: dict[str, Any]) -> Callable[[], Any]:
-        import jax
-
-        g, args = jax.jit(lambda dy, *args: jax.vjp(f, *args)[1](dy)), [a[k] for k in of]
-        return lambda: g(a["dy"], *args)
-
-    return build
-
-
-class Ours:
-    """The functions of gradlib, imported when they are called."""
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            import gradlib as gl
-
-            return getattr(gl, name)(*args, **kwargs)
-
-        return call
+def scores(rng: np.random.Generator, rows: int, width: int) -> Arrays:
+    """Attention scores: squares of width x width."""
+    return {"x": spread(rng, (max(rows // width, 2), width, width))}
 
 
 def torch_function(name: str) -> Callable[..., Any]:
@@ -111,40 +47,58 @@ def torch_function(name: str) -> Callable[..., Any]:
 
         if name in ("layer_norm", "rms_norm"):
             return getattr(functional, name)(x, x.shape[-1:], *args, eps=EPS)
-        return functional.softmax(x, -1) if name == "softmax" else getattr(functional, name)(x, *args)
+        return getattr(functional, name)(x, -1)
 
     return call
 
 
-def jax_softmax(x: Any) -> Any:
+def torch_logsumexp(x: Any) -> Any:
+    import torch
+
+    return torch.logsumexp(x, -1)
+
+
+def torch_masked(x: Any, mask: Any) -> Any:
+    import torch
+
+    return torch.softmax(x.masked_fill(~mask, float("-inf")), -1)
+
+
+def torch_causal(x: Any) -> Any:
+    import torch
+
+    n = x.shape[-1]
+    return torch.softmax(x.masked_fill(torch.ones(n, n, dtype=torch.bool, device=x.device).triu(1), float("-inf")), -1)
+
+
+def jax_function(name: str) -> Callable[..., Any]:
+    def call(x: Any) -> Any:
+        import jax
+
+        return getattr(jax.nn, name)(x, axis=-1)
+
+    return call
+
+
+def jax_masked(x: Any, mask: Any) -> Any:
     import jax
+    import jax.numpy as jnp
 
-    return jax.nn.softmax(x)
-
-
-def jax_gelu(x: Any) -> Any:
-    import jax
-
-    return jax.nn.gelu(x, approximate=False)
+    return jax.nn.softmax(jnp.where(mask, x, -jnp.inf))
 
 
-def bias_gelu(x: Any, b: Any) -> Any:
-    return gl.bias_dropout_add(x, b, activation="gelu")
+def jax_causal(x: Any) -> Any:
+    import jax.numpy as jnp
 
-
-def torch_bias_gelu(x: Any, b: Any) -> Any:
-    return torch_function("gelu")(x + b)
-
-
-def jax_bias_gelu(x: Any, b: Any) -> Any:
-    return jax_gelu(x + b)
+    return jax_masked(x, jnp.tri(x.shape[-1], dtype=bool))
 
 
 def jax_layer_norm(x: Any, w: Any, b: Any) -> Any:
     import jax.numpy as jnp
 
-    d = x - x.mean(-1, keepdims=True)
-    return d / jnp.sqrt((d * d).mean(-1, keepdims=True) + EPS) * w + b
+    z = x.astype(jnp.float32)
+    d = z - z.mean(-1, keepdims=True)
+    return (d / jnp.sqrt((d * d).mean(-1, keepdims=True) + EPS) * w + b).astype(x.dtype)
 
 
 def jax_rms_norm(x: Any, w: Any) -> Any:
@@ -159,9 +113,22 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(-1, keepdims=True)
 
 
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    return x - logsumexp(x)[..., None]
+
+
+def logsumexp(x: np.ndarray) -> np.ndarray:
+    largest = x.max(-1)
+    return largest + np.log(np.exp(x - largest[..., None]).sum(-1))
+
+
 def softmax_back(a: Arrays, rows: np.ndarray) -> list[np.ndarray]:
     p, dy = softmax(some(a["x"], rows)), some(a["dy"], rows)
     return [p * (dy - (dy * p).sum(-1, keepdims=True))]
+
+
+def softmax_within(x: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+    return [softmax(np.where(mask, x, -np.inf))]
 
 
 def normalised(a: Arrays, rows: np.ndarray, centred: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -172,18 +139,16 @@ def normalised(a: Arrays, rows: np.ndarray, centred: bool) -> tuple[np.ndarray, 
     return d * r, r
 
 
+def layer_norm(a: Arrays, rows: np.ndarray) -> list[np.ndarray]:
+    return [normalised(a, rows, True)[0] * a["w"].astype(float) + a["b"].astype(float)]
+
+
 def norm_back(a: Arrays, rows: np.ndarray, centred: bool) -> list[np.ndarray]:
     """dx alone; dw and db are compared among the libraries by their own tests."""
     h, r = normalised(a, rows, centred)
     t = some(a["dy"], rows) * a["w"]
     left = t - h * (t * h).mean(-1, keepdims=True)
     return [r * (left - t.mean(-1, keepdims=True) if centred else left)]
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    from math import erf
-
-    return 0.5 * x * (1 + np.vectorize(erf)(x * 0.5**0.5))
 
 
 def loss_rows(a: Arrays, rows: np.ndarray) -> list[np.ndarray]:
@@ -193,40 +158,30 @@ def loss_rows(a: Arrays, rows: np.ndarray) -> list[np.ndarray]:
     return [g / len(a["x"])]
 
 
-def widths(name: str, family: str, make: Any, contenders: dict[str, Any], reference: Any, arrays: int,
-           of: tuple[int, ...]) -> list[Case]:  # fmt: skip
-    """The same case for rows of several widths; `arrays` of their size move."""
+def widths(name: str, family: str, make: Any, contenders: dict[str, Any], reference: Any, arrays: float,
+           operations: float, of: tuple[int, ...], **more: Any) -> list[Case]:  # fmt: skip
+    """The same case for rows of several widths; `arrays` of the size of x move.
+
+    operations: for each entry of x, any of + - × ÷, a comparison and a function such as exp counted as one.
+    """
     return [
         Case(f"{name} {ENTRIES // width} x {width}", family, make, contenders, reference,
-             {"rows": ENTRIES // width, "width": width}, TINY, lambda a: arrays * a["x"].nbytes)
+             {"rows": ENTRIES // width, "width": width}, TINY, moved=lambda a: int(arrays * a["x"].nbytes),
+             operations=lambda a: int(operations * a["x"].size), **more)
         for width in of
     ]  # fmt: skip
 
 
-def first(build: Any) -> Any:
-    """Of several gradients the first, to be checked; all are computed."""
-
-    def built(a: dict[str, Any]) -> Callable[[], Any]:
-        run = build(a)
-        return lambda: run()[0]
-
-    return built
-
-
-def all_of(ours: Any, theirs: Any, jax_function: Any, of: str, back: bool) -> dict[str, Any]:
-    if back:
-        return {
-            "gradlib": first(gradlib_backward(ours, of)),
-            "torch": first(torch_backward(theirs, of)),
-            "torch compiled": first(torch_backward(theirs, of, compiled=True)),
-            "jax": first(jax_backward(jax_function, of)),
-        }
-    return {
-        "gradlib": gradlib_forward(ours, of),
-        "torch": torch_forward(theirs, of),
-        "torch compiled": torch_forward(theirs, of, compiled=True),
-        "jax": jax_forward(jax_function, of),
-    }
+def halves(name: str, family: str, contenders: dict[str, Any], reference: Any, operations: float,
+           width: int = 4096) -> list[Case]:  # fmt: skip
+    """Forward, stored in two bytes a number; as many bytes move as in float32."""
+    rows = 2 * ENTRIES // width
+    return [
+        Case(f"{name} {rows} x {width} {dtype}", family, draw, contenders, reference,
+             {"rows": rows, "width": width, "dtype": dtype}, {**TINY, "dtype": dtype},
+             moved=lambda a: 2 * a["x"].nbytes, operations=lambda a: int(operations * a["x"].size), tolerance=tolerance)
+        for dtype, tolerance in HALF_TOLERANCE.items()
+    ]  # fmt: skip
 
 
 def gradlib_loss(a: dict[str, Any]) -> Callable[[], Any]:
@@ -263,51 +218,47 @@ def jax_loss(a: dict[str, Any]) -> Callable[[], Any]:
     return lambda: gradient(a["x"], a["labels"])
 
 
-def summed(axis: int) -> dict[str, Any]:
-    """The sum over rows (axis 1) or columns (axis 0), in each library."""
+def masked(x: Any, mask: Any) -> Any:
+    return gl.softmax(x, mask=mask)
 
-    def gradlib_sum(a: dict[str, Any]) -> Callable[[], Any]:
-        import gradlib as gl
 
-        return lambda: gl.vjp(sums, a["x"])[0]
+def causal(x: Any) -> Any:
+    return gl.softmax(x, causal=True)
 
-    def sums(x: Any) -> Any:
-        return x.sum(axis)
 
-    return {
-        "gradlib": gradlib_sum,
-        "torch": torch_forward(sums, "x"),
-        "torch compiled": torch_forward(sums, "x", compiled=True),
-        "jax": jax_forward(sums, "x"),
-    }
+def rms_norm(x: Any, w: Any) -> Any:
+    return gl.rms_norm(x, w, eps=EPS)
 
 
 gl = Ours()
+SOFTMAX = gl.softmax, torch_function("softmax"), jax_function("softmax")
+LAYER_NORM = gl.layer_norm, torch_function("layer_norm"), jax_layer_norm
+RMS_NORM = rms_norm, torch_function("rms_norm"), jax_rms_norm
 CASES = [
-    *widths("softmax", "softmax", draw, all_of(gl.softmax, torch_function("softmax"), jax_softmax, "x", False),
-            lambda a, rows: [softmax(some(a["x"], rows))], 2, (256, 1024, 4096, 16384, 32768)),
-    *widths("softmax backward", "softmax backward", draw,
-            all_of(gl.softmax, torch_function("softmax"), jax_softmax, "x", True), softmax_back, 3, (1024, 4096)),
-    *widths("layer_norm", "norms", draw,
-            all_of(gl.layer_norm, torch_function("layer_norm"), jax_layer_norm, "xwb", False),
-            lambda a, rows: [normalised(a, rows, True)[0] * a["w"] + a["b"]], 2, (256, 1024, 4096, 16384)),
-    *widths("layer_norm backward", "norms backward", draw,
-            all_of(gl.layer_norm, torch_function("layer_norm"), jax_layer_norm, "xwb", True),
-            lambda a, rows: norm_back(a, rows, True), 3, (1024, 4096)),
-    *widths("rms_norm", "norms", draw, all_of(gl.rms_norm, torch_function("rms_norm"), jax_rms_norm, "xw", False),
-            lambda a, rows: [normalised(a, rows, False)[0] * a["w"]], 2, (4096,)),
-    *widths("rms_norm backward", "norms backward", draw,
-            all_of(gl.rms_norm, torch_function("rms_norm"), jax_rms_norm, "xw", True),
-            lambda a, rows: norm_back(a, rows, False), 3, (4096,)),
+    *widths("softmax", "softmax", draw, all_of(*SOFTMAX, "x"),
+            lambda a, rows: [softmax(some(a["x"], rows))], 2, 5, (256, 1024, 4096, 16384, 32768)),
+    *halves("softmax", "softmax", all_of(*SOFTMAX, "x"), lambda a, rows: [softmax(some(a["x"], rows))], 5),
+    *widths("softmax backward", "softmax backward", draw_back, backward_of(*SOFTMAX, "x"), softmax_back, 3, 4,
+            (1024, 4096)),
+    *widths("log_softmax", "softmax", draw,
+            all_of(gl.log_softmax, torch_function("log_softmax"), jax_function("log_softmax"), "x"),
+            lambda a, rows: [log_softmax(some(a["x"], rows))], 2, 5, (4096,)),
+    *widths("logsumexp", "softmax", draw, all_of(gl.logsumexp, torch_logsumexp, jax_function("logsumexp"), "x"),
+            lambda a, rows: [logsumexp(some(a["x"], rows))], 1, 4, (4096,)),
+    *widths("masked softmax", "softmax", with_mask, all_of(masked, torch_masked, jax_masked, ("x", "mask")),
+            lambda a, rows: softmax_within(some(a["x"], rows), a["mask"][rows]), 2.25, 5, (4096,)),
+    *widths("causal softmax", "softmax", scores, all_of(causal, torch_causal, jax_causal, "x"),
+            lambda a, rows: softmax_within(some(a["x"], rows), np.tri(a["x"].shape[-1], dtype=bool)), 1.5, 2.5,
+            (1024,)),
+    *widths("layer_norm", "norms", draw, all_of(*LAYER_NORM, "xwb"), layer_norm, 2, 7, (256, 1024, 4096, 16384)),
+    *halves("layer_norm", "norms", all_of(*LAYER_NORM, "xwb"), layer_norm, 7),
+    *widths("layer_norm backward", "norms backward", draw_back, backward_of(*LAYER_NORM, "xwb"),
+            lambda a, rows: norm_back(a, rows, True), 3, 13, (1024, 4096)),
+    *widths("rms_norm", "norms", draw, all_of(*RMS_NORM, "xw"),
+            lambda a, rows: [normalised(a, rows, False)[0] * a["w"]], 2, 4, (4096,)),
+    *widths("rms_norm backward", "norms backward", draw_back, backward_of(*RMS_NORM, "xw"),
+            lambda a, rows: norm_back(a, rows, False), 3, 9, (4096,)),
     *widths("cross_entropy, loss and gradient", "cross_entropy", with_labels,
             {"gradlib": gradlib_loss, "torch": torch_loss(False), "torch compiled": torch_loss(True), "jax": jax_loss},
-            loss_rows, 2, (1024, 32768)),
-    *widths("sum of rows", "reductions", positive, summed(1),
-            lambda a, rows: [some(a["x"], rows).sum(1)], 1, (256, 4096)),
-    *widths("sum of columns", "reductions", positive, summed(0),
-            lambda a, rows: [a["x"][:, rows].sum(0, dtype=float)], 1, (4096,)),
-    *widths("gelu", "elementwise", draw, all_of(gl.gelu, torch_function("gelu"), jax_gelu, "x", False),
-            lambda a, rows: [gelu(some(a["x"], rows))], 2, (4096,)),
-    *widths("bias + gelu", "elementwise", draw, all_of(bias_gelu, torch_bias_gelu, jax_bias_gelu, "xb", False),
-            lambda a, rows: [gelu(some(a["x"], rows) + a["b"])], 2, (4096,)),
+            loss_rows, 2, 6, (1024, 32768)),
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """One library in a process of its own: `python worker.py LIBRARY PLACE`, PLACE "cuda" or "rehearsal".
 
-It answers in JSON, a line each, to lines of JSON on its input:
+It says which versions it has, then answers in JSON, a line each, to lines of JSON on its input:
 
     {"build": case, "contender": name}   {"error": …} of the result, {"missing": …} or {"failed": …}
     {"time": seconds}                    {"us": …, "calls": …} of one round of about that long
@@ -27,7 +27,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from case import Case, deviation, listed, on_host, some, some_rows
+import versions
+from case import CALLS, Arrays, Case, deviation, listed, on_host, some, some_rows
 
 WARM_UP_SECONDS = 0.05
 LARGE = 1 << 22  # entries
@@ -95,10 +96,14 @@ class Torch(Place):
     def __init__(self, device: str) -> None:
         import torch
 
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ModuleNotFoundError(f"torch {torch.__version__} sees no GPU")
         self.torch, self.device = torch, device
         torch.backends.cuda.matmul.allow_tf32 = False
 
     def to(self, x: Any) -> Any:
+        if x.dtype.name == "bfloat16":
+            return self.torch.from_numpy(x.view("int16")).view(self.torch.bfloat16).to(self.device)
         return self.torch.from_numpy(x).to(self.device)
 
     def wait(self, result: Any) -> None:
@@ -118,15 +123,19 @@ class Torch(Place):
 
     def free(self) -> None:
         super().free()
+        self.torch.compiler.reset()  # one function compiled for many cases would fall back to eager after 8
         if self.device == "cuda":
             self.torch.cuda.empty_cache()
 
 
 class Jax(Place):
-    def __init__(self) -> None:
+    def __init__(self, where: str) -> None:
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         import jax
 
+        platform = jax.devices()[0].platform
+        if where == "cuda" and platform != "gpu":
+            raise ModuleNotFoundError(f'jax {jax.__version__} sees no GPU but a {platform}: pip install "jax[cuda13]"')
         jax.config.update("jax_default_matmul_precision", "highest")
         self.jax = jax
 
@@ -142,19 +151,23 @@ def place_of(library: str, where: str) -> Place:
         return Cupy() if where == "cuda" else Simulated()
     if library == "torch":
         return Torch("cuda" if where == "cuda" else "cpu")
-    return Jax()
+    return Jax(where)
 
 
 def all_cases() -> dict[str, Case]:
-    import others
+    import columns
+    import jacobians
+    import lookups
     import rows
+    import steps
+    import updates
 
-    return {case.name: case for case in (*rows.CASES, *others.CASES)}
+    return {case.name: case for module in (rows, columns, updates, lookups, jacobians, steps) for case in module.CASES}
 
 
-def widened(host: dict[str, Any]) -> dict[str, Any]:
+def widened(host: Arrays) -> Arrays:
     """The arrays in float64, but large ones, of which references take rows in float64: a copy would take seconds."""
-    return {k: v.astype(float) if v.dtype.kind == "f" and v.size < LARGE else v for k, v in host.items()}
+    return {k: v.astype(float) if v.dtype.kind in "fV" and v.size < LARGE else v for k, v in host.items()}
 
 
 class Worker:
@@ -163,20 +176,34 @@ class Worker:
     def __init__(self, library: str, where: str) -> None:
         self.place, self.tiny = place_of(library, where), where != "cuda"
         self.cases, self.run, self.seconds = all_cases(), lambda: None, 0.0
+        self.drawn: tuple[Any, Arrays] = None, {}
 
     def build(self, name: str, contender: str) -> dict[str, Any]:
         case = self.cases[name]
-        host = case.arrays(self.tiny)
+        host = self._arrays(case)
         self.run = case.contenders[contender]({k: self.place.to(v.copy()) for k, v in host.items()})
-        got = listed(self.run())
-        self.place.wait(got)
-        count = max(len(on_host(got[0])) if got[0].shape else 1, 1)
+        for _ in range(CALLS):
+            got = self.run()
+            self.place.wait(got)
+        error = self._error(case, host, listed(got))
+        self._warm_up()
+        moved, operations = (None if count is None else count(host) for count in (case.moved, case.operations))
+        return {"error": error, "tolerance": case.tolerance, "moved": moved, "operations": operations}
+
+    def _arrays(self, case: Case) -> Arrays:
+        """The case's inputs, drawn once for contenders and cases that have the same."""
+        key = case.make, sorted((case.tiny if self.tiny else case.sizes).items())
+        if self.drawn[0] != key:
+            self.drawn = key, case.arrays(self.tiny)
+        return self.drawn[1]
+
+    def _error(self, case: Case, host: Arrays, got: list[Any]) -> float:
+        """How far the result of the last of CALLS calls is from the reference."""
+        count = max(len(got[0]) if got[0].shape else 1, 1)
         chosen = some_rows(count)
         before = None if case.before is None else some(host[case.before], chosen)
-        error = deviation(got, case.reference(widened(host), chosen), chosen, before)
-        self._warm_up()
-        moved = None if case.moved is None else case.moved(host)
-        return {"error": error, "tolerance": case.tolerance, "moved": moved}
+        shown = [on_host(got[0][chosen]).astype(float)] if case.drawn else []
+        return deviation(got, case.reference(widened(host), chosen, *shown), chosen, before)
 
     def _warm_up(self) -> None:
         calls, stop = 0, time.perf_counter() + WARM_UP_SECONDS
@@ -207,12 +234,6 @@ def answer(worker: Worker, line: dict[str, Any]) -> dict[str, Any]:
         return {"failed": traceback.format_exc(limit=-3)}
 
 
-def versions() -> dict[str, str]:
-    names = ("gradlib", "numpy", "numba", "cupy", "torch", "jax")
-    found = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
-    return {k: str(v) for k, v in found.items() if v}
-
-
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")  # what a library prints goes to stderr, not among the answers
     os.dup2(2, 1)
@@ -226,7 +247,8 @@ def main() -> None:
         worker = Worker(*sys.argv[1:])
     except ModuleNotFoundError as error:
         return say({"missing": str(error)})
-    say({"versions": versions()})
+    gpu = versions.gpu() if sys.argv[1:] == ["gradlib", "cuda"] else {}
+    say({"versions": versions.packages(sys.argv[1]), "gpu": gpu})
     for line in sys.stdin:
         say(answer(worker, json.loads(line)))
 
