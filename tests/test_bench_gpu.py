@@ -106,7 +106,7 @@ def goals(modules):
 
 def test_every_case_of_ours_is_right_from_call_to_call(modules):
     """What the rehearsal does not run: the quick ones, each called several times."""
-    slow = ("Jacobian of", "training step", "layer_norm 32768", "sparse")
+    slow = ("Jacobian of", "training step", "layer_norm 32768", "layer_norm 8192", "sparse")
     worker = modules("worker").Worker("gradlib", "rehearsal")
     worker._warm_up = lambda: None
     checked = [name for name in worker.cases if not name.startswith(slow)]
@@ -143,8 +143,10 @@ def test_kernels_are_compiled_beforehand(modules, tmp_path, monkeypatch):
     pytest.importorskip("numba_cuda")
     pytest.importorskip("cuda.pathfinder")
     monkeypatch.setenv("GRADLIB_CACHE_DIR", str(tmp_path))
-    modules("checks").compile_all((9, 0), only="pointwise-float32-relu")
+    compile_all = modules("checks").compile_all
+    assert compile_all((9, 0), 300, only="pointwise-float32-relu")["failed"] == []
     assert len(list(tmp_path.glob("*.cubin"))) == 1
+    assert set(compile_all((9, 0), 0)["failed"]) == {"ended before it was done"}
 
 
 def test_every_goal_has_cases_and_a_kernel(goals, modules):
@@ -178,9 +180,9 @@ def test_cases_that_come_too_late_are_skipped(modules, monkeypatch, capsys):
     monkeypatch.setattr(harness, "measure", lambda case, *_: {"case": case.name, "moved": None, "contenders": []})
     monkeypatch.setattr(harness, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     options = harness.parse(["gelu", "Adam", "log_softmax", "--rehearse"])
-    done = harness.measured(options, "rehearsal", deadline=1.5)["cases"]
+    done = harness.measured(options, "rehearsal", deadline=2.5)["cases"]
     late = [case["case"] for case in done if {row["status"] for row in case["contenders"]} == {"skipped"}]
-    assert len(late) == 3 and all(name.startswith(("log_softmax", "gelu", "x + dropout")) for name in late)
+    assert [name.split()[0] for name in late] == ["gelu", "x"]
     assert [c["case"].split()[0] for c in done] == ["log_softmax", "gelu", "bias", "x", "Adam,"]
     assert "skipped: after the 8 minutes of --minutes" in capsys.readouterr().out
 

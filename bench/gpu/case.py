@@ -11,7 +11,6 @@ import numpy as np
 
 CALLS = 3  # before the values are compared: gl.capture and torch record in the first, what is replayed comes later
 PERIOD = 1_000_003  # random numbers that are drawn; a prime, so that no two rows near each other are the same
-HALF_TOLERANCE = {"float16": 2e-3, "bfloat16": 8e-3}  # twice the rounding of the result
 
 Arrays = dict[str, np.ndarray]
 Build = Callable[[dict[str, Any]], Callable[[], Any]]  # arrays where they are wanted -> what is timed

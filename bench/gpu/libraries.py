@@ -113,3 +113,24 @@ def backward_of(ours: Any, theirs: Any, jax_function: Any, of: Sequence[str]) ->
         "torch compiled": first(torch_backward(theirs, of, compiled=True)),
         "jax": first(jax_backward(jax_function, of)),
     }
+
+
+def tangents_of(ours: Any, theirs: Any, jax_function: Any, of: str) -> dict[str, Any]:
+    """The value and the derivative along dy of a function of one array, in each library."""
+
+    def gradlib_jvp(x: Any, dx: Any) -> Any:
+        import gradlib as gl
+
+        return gl.jvp(ours, (x,), (dx,))
+
+    def torch_jvp(x: Any, dx: Any) -> Any:
+        import torch
+
+        return torch.func.jvp(theirs, (x,), (dx,))
+
+    def jax_jvp(x: Any, dx: Any) -> Any:
+        import jax
+
+        return jax.jvp(jax_function, (x,), (dx,))
+
+    return all_of(gradlib_jvp, torch_jvp, jax_jvp, (of, "dy"))

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from case import HALF_TOLERANCE, Arrays, Case, some, spread
-from libraries import Ours, all_of, backward_of
+from case import Arrays, Case, some, spread
+from libraries import Ours, all_of, backward_of, tangents_of
 
 EPS = 1e-5
 ENTRIES = 1 << 26  # of each array: 268 MB, several times the L2 cache
 TINY = {"rows": 5, "width": 12}
+BYTES = {"float16": 2, "bfloat16": 2, "float64": 8}
+TOLERANCE = {"float16": 2e-3, "bfloat16": 8e-3, "float64": 1e-12}  # twice the rounding of a half's result
 
 
 def draw(rng: np.random.Generator, rows: int, width: int, dtype: str = "float32") -> Arrays:
@@ -22,6 +24,7 @@ def draw(rng: np.random.Generator, rows: int, width: int, dtype: str = "float32"
 
 
 def draw_back(rng: np.random.Generator, rows: int, width: int) -> Arrays:
+    """With a cotangent, or a tangent, dy."""
     return {**draw(rng, rows, width), "dy": spread(rng, (rows, width))}
 
 
@@ -172,15 +175,17 @@ def widths(name: str, family: str, make: Any, contenders: dict[str, Any], refere
     ]  # fmt: skip
 
 
-def halves(name: str, family: str, contenders: dict[str, Any], reference: Any, operations: float,
-           width: int = 4096) -> list[Case]:  # fmt: skip
-    """Forward, stored in two bytes a number; as many bytes move as in float32."""
-    rows = 2 * ENTRIES // width
+def stored(name: str, family: str, contenders: dict[str, Any], reference: Any, operations: float,
+           of: tuple[str, ...], width: int = 4096) -> list[Case]:  # fmt: skip
+    """Forward, stored in other dtypes; as many bytes move as in float32. JAX has float64 for a whole process or not."""
+    without = {name: build for name, build in contenders.items() if name != "jax"}
     return [
-        Case(f"{name} {rows} x {width} {dtype}", family, draw, contenders, reference,
+        Case(f"{name} {rows} x {width} {dtype}", family, draw, without if dtype == "float64" else contenders, reference,
              {"rows": rows, "width": width, "dtype": dtype}, {**TINY, "dtype": dtype},
-             moved=lambda a: 2 * a["x"].nbytes, operations=lambda a: int(operations * a["x"].size), tolerance=tolerance)
-        for dtype, tolerance in HALF_TOLERANCE.items()
+             moved=lambda a: 2 * a["x"].nbytes, operations=lambda a: int(operations * a["x"].size),
+             tolerance=TOLERANCE[dtype])
+        for dtype in of
+        for rows in [4 * ENTRIES // BYTES[dtype] // width]
     ]  # fmt: skip
 
 
@@ -237,7 +242,10 @@ RMS_NORM = rms_norm, torch_function("rms_norm"), jax_rms_norm
 CASES = [
     *widths("softmax", "softmax", draw, all_of(*SOFTMAX, "x"),
             lambda a, rows: [softmax(some(a["x"], rows))], 2, 5, (256, 1024, 4096, 16384, 32768)),
-    *halves("softmax", "softmax", all_of(*SOFTMAX, "x"), lambda a, rows: [softmax(some(a["x"], rows))], 5),
+    *stored("softmax", "softmax", all_of(*SOFTMAX, "x"), lambda a, rows: [softmax(some(a["x"], rows))], 5,
+            ("float16", "bfloat16", "float64")),
+    *widths("softmax jvp", "softmax", draw_back, tangents_of(*SOFTMAX, "x"),
+            lambda a, rows: [softmax(some(a["x"], rows)), *softmax_back(a, rows)], 4, 9, (4096,)),
     *widths("softmax backward", "softmax backward", draw_back, backward_of(*SOFTMAX, "x"), softmax_back, 3, 4,
             (1024, 4096)),
     *widths("log_softmax", "softmax", draw,
@@ -251,7 +259,7 @@ CASES = [
             lambda a, rows: softmax_within(some(a["x"], rows), np.tri(a["x"].shape[-1], dtype=bool)), 1.5, 2.5,
             (1024,)),
     *widths("layer_norm", "norms", draw, all_of(*LAYER_NORM, "xwb"), layer_norm, 2, 7, (256, 1024, 4096, 16384)),
-    *halves("layer_norm", "norms", all_of(*LAYER_NORM, "xwb"), layer_norm, 7),
+    *stored("layer_norm", "norms", all_of(*LAYER_NORM, "xwb"), layer_norm, 7, ("float16", "bfloat16", "float64")),
     *widths("layer_norm backward", "norms backward", draw_back, backward_of(*LAYER_NORM, "xwb"),
             lambda a, rows: norm_back(a, rows, True), 3, 13, (1024, 4096)),
     *widths("rms_norm", "norms", draw, all_of(*RMS_NORM, "xw"),

@@ -15,7 +15,7 @@ SIZES, TINY = {"rows": 1 << 14, "width": 4096}, {"rows": 3, "width": 5}
 
 
 def parameters(rng: np.random.Generator, rows: int, width: int) -> Arrays:
-    return {"p": spread(rng, (rows, width)), "g": spread(rng, (rows, width))[::-1]}
+    return {"p": spread(rng, (rows, width)), "g": spread(rng, (rows + 1, width))[1:]}
 
 
 def gradlib_update(make: Callable[[Any, Any], Any]) -> Any:
