@@ -252,13 +252,14 @@ def _check_launch(name, grid, threads):
         raise SimulationError(f"kernel {name}: a grid of {tuple(grid)} blocks, at most {GRID} are possible")
 
 
-def run_grid(name, body, grid, threads, args):
-    """Run kernel `body` over a grid of blocks of `threads` threads; arrays in `args` are changed in place."""
+def run_grid(name, body, grid, threads, args, only=None):
+    """Run kernel `body` over a grid of blocks of `threads` threads, or the blocks `only` of it, each an (x, y, z);
+    arrays in `args` are changed in place."""
     schedule = os.environ.get("GRADLIB_SIM_SCHEDULE", "forward")
     grid = Dim3(*grid, *(1,) * (3 - len(grid)))
     _check_launch(name, grid, threads)
     names = body.__code__.co_varnames
     args = tuple(Memory(a, n) if isinstance(a, np.ndarray) else a for n, a in zip(names, args, strict=False))
     with np.errstate(all="ignore"):  # the hardware's arithmetic raises nothing
-        for z, y, x in itertools.product(range(grid.z), range(grid.y), range(grid.x)):
-            Block(name, body, Dim3(x, y, z), grid, threads, schedule).run(args)
+        for index in only or ((x, y, z) for z, y, x in itertools.product(*map(range, grid[::-1]))):
+            Block(name, body, Dim3(*index), grid, threads, schedule).run(args)
