@@ -2,6 +2,7 @@
 
 Each entry: f(x, a) and df(x, y, a), with y = f(x) and one parameter a that most ignore. Formulas and sources are those
 of `gradlib.ops.elementwise`; here they are written so that nothing overflows and every number has the kernel's dtype T.
+They touch no memory: a number is in a register before and after, so access is the callers' affair.
 """
 
 import math as host_math

@@ -1,5 +1,10 @@
 """Launching the kernels of `layer_norm` and `rms_norm`: which shape takes which rows, on what grid.
 
+    y = h w + b,   dx = P (dy w),   dw = sum of dy h, db = sum of dy over rows      (h and P: `norm_rows`)
+
+Access: rows that fit in registers are loaded whole, 16 bytes a lane where aligned, and blocks keep the sums for dw and
+db on the way (`norm_sums`); longer rows are streamed (`norm_streams`), and read again for these sums, by columns.
+
 Host functions of arrays, with `kind` one of KINDS; a mean or weights that are not there are None.
 """
 

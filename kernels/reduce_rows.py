@@ -1,5 +1,8 @@
 """The kernels of reductions: of rows, of columns, and the derivatives of maximum and 2-norm along rows.
 
+    y = sum_j x_j or max_j x_j, NaN before all numbers      out = d w or sum_j d_j w_j,
+    w_j = [x_j = y] / (how many are) for max and min, w_j = x_j / y for the norm, 0 where y = 0
+
 A thread starts four loads of 16 bytes before it combines a number, and keeps one result for each element of a load:
 partial sums, which meet by shuffles, then through shared memory, always in one order. A row is shared by 8 or 32 lanes
 or a block. Of columns, a block takes 32 or 128 (float32) with its warps spread down the rows; neighbouring lanes read

@@ -1,11 +1,14 @@
 """The kernels of masked and causal softmax over rows, held in registers by a group of lanes or streamed by a block.
 
+    y_j = exp(x_j - m) / s of the entries j that are attended to, else 0;   m = max, s = sum of exp(x_j - m) over these
+    out_j = y_j (d_j - sum_i d_i y_i)
+
 What may not be attended to is never read: a causal row (query i of T_q, T_k keys) ends at key i + T_k - T_q, and a tile
-of 16 bytes whose bits of the mask are all 0 is skipped, which is what padding is made of. The result is written whole,
-0 where masked. The mask has a byte an entry (0 or 1) and is read four at a time, as words of 32 bits; its rows are
-padded to whole words; a tile of 8 takes two. It is not repeated in memory where it is broadcast: row r of x = (outer,
-repeated, inner) takes row (outer, inner) of the mask. A row without any entry to attend to has sum 0, and 1/0 is
-replaced by 0.
+of 16 bytes whose bits of the mask are all 0 is skipped, which is what padding is made of. Adjacent lanes read adjacent
+tiles. The result is written whole, 0 where masked. The mask has a byte an entry (0 or 1) and is read four at a time, as
+words of 32 bits; its rows are padded to whole words; a tile of 8 takes two. It is not repeated in memory where it is
+broadcast: row r of x = (outer, repeated, inner) takes row (outer, inner) of the mask. A row without any entry to attend
+to has sum 0, and 1/0 is replaced by 0.
 
 float16 and bfloat16 (S) are widened to float32 (T) as they are loaded and rounded once as they are stored.
 """

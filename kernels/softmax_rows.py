@@ -1,5 +1,8 @@
 """The kernels of `softmax` over rows that are held in registers, by a group of lanes or by a block.
 
+    m = max_j x_j, s = sum_j exp(x_j - m), p = exp(x - m) / s;   log_softmax = x - m - log s;   logsumexp = m + log s
+    out = p (d - sum_j d_j p_j)    d - p sum_j d_j    d - sum_j d_j p_j    d p    sum_j d_j p_j    (kinds of BACKWARD)
+
 Every number moves once, 16 bytes a lane where rows are aligned, adjacent lanes adjacent addresses: all of a row is on
 its way before the first of it is looked at. Then its maximum m is taken, then exp(x - m) and their sum. Rows of up to
 512 elements live in the registers of 8 or 32 lanes, whose reductions are shuffles: no thread waits for another warp.

@@ -1,5 +1,7 @@
 """The kernels of `softmax` for rows too long for registers, a block a row; formulas: `softmax_rows`.
 
+    chunk by chunk  m' = max(m, max of x_j),  s' = s exp(m - m') + sum of exp(x_j - m');   then  p = exp(x - m) / s
+
 A row is walked in chunks that the block holds in registers, 64 bytes a thread: several loads are on their way before
 anything waits for the first. Forward, a first walk finds the maximum m and the sum s together, of a chunk the maximum
 first, then one rescaling of s, then the chunk's exp(x - m) (Milakov & Gimelshein 2018, arXiv:1805.02867). A second walk
