@@ -246,10 +246,43 @@ def test_an_op_without_a_rule_is_probed():
     try:
         same(gl.batch_jacobian(_scaled_rows(False))(X), diagonal_of(lambda x: 2 * x, X))
         for mode in ("rev", "fwd"):
-            with pytest.raises(ValueError, match=r"mixes samples .found by probing"):
+            with pytest.raises(ValueError, match=r"mixes samples: unruled .found by probing"):
                 gl.batch_jacobian(_scaled_rows(True), mode=mode)(X)
     finally:
         del REGISTRY["unruled"]
+
+
+def _there_and_back(f):
+    """f between two reshapes that split the batch axis, which no rule follows."""
+    return lambda x: f(x.reshape(2, 2, 6)).reshape(4, 6)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_probing_where_a_derivative_is_not_finite():
+    x = np.zeros((4, 6))
+    got = gl.batch_jacobian(gl.checkpoint(np.sqrt))(x)
+    np.testing.assert_array_equal(np.diagonal(got, axis1=1, axis2=2), np.inf)
+    x[:], x[1, 2] = randn(4, 6), np.nan
+    got = gl.batch_jacobian(_there_and_back(np.tanh))(x)
+    np.testing.assert_array_equal(np.isnan(got).any(axis=(1, 2)), [False, True, False, False])
+    with pytest.raises(ValueError, match="mixes samples: reshape or what follows it"):
+        gl.batch_jacobian(_there_and_back(lambda x: np.tanh(np.roll(x, 1, axis=1))))(x)
+
+
+def test_probing_a_function_with_one_rule():
+    x = randn(4, 6)
+
+    def ruled(f, **rules):
+        return gl.custom_rules(**rules)(f)
+
+    twice = ruled(lambda x: 2 * x, vjp=lambda p, y, dy: (2 * dy,))
+    for mode in ("rev", "auto"):
+        same(gl.batch_jacobian(lambda x: twice(x), mode=mode)(x), diagonal_of(lambda x: 2 * x, x))
+    twice = ruled(lambda x: 2 * x, jvp=lambda p, y, dx: 2 * dx[0])
+    same(gl.batch_jacobian(lambda x: twice(x), mode="fwd")(x), diagonal_of(lambda x: 2 * x, x))
+    turned = ruled(lambda x: np.roll(x, 1, 0), vjp=lambda p, y, dy: (np.roll(dy, -1, 1),))
+    with pytest.raises(ValueError, match=r"batch_jacobian: .* mixes samples: <lambda> "):
+        gl.batch_jacobian(lambda x: turned(x), mode="rev")(x)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7])

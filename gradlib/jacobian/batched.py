@@ -79,7 +79,8 @@ class Batched:
         if unknown:
             self.signature = None  # what is found by probing holds for these numbers alone
         if unknown and batched:
-            probe(self.name, self.trace, [s for s, _ in batched], [x for _, x in batched], unknown, self.samples)
+            slots, leaves = ([b[k] for b in batched] for k in (0, 1))
+            probe(self.name, self.trace, self.tags, slots, leaves, unknown, self.samples)
 
     def rebuild(self, leaves: list[Any]) -> list[Any]:
         """Leaves of the wanted arguments as their trees."""
@@ -164,6 +165,9 @@ def batch_jacobian(
     "1GB", "200 MB", "512KiB", or "auto" for a quarter of what is free; without it, it stays within 0.3 of the result
     and 8 MB. `chunk_size` bounds the rows (or columns) worked on at once. Chains are cut into pieces of the batch and
     of the rows; elsewhere a row of all samples is the least. f is always called once, on the whole batch.
+
+    Whether samples mix is told by the operations. Where one does not tell (a reshape that splits the batch axis,
+    `gl.checkpoint`, rules of your own), f is probed with random derivatives, which proves it for these arguments alone.
 
     Raises ValueError when f mixes samples (a mean over the batch, say), naming the operation; when a result lacks the
     batch axis; when `in_axes` does not match; and when `max_bytes` is too small, saying how much is needed. TypeError

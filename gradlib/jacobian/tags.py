@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..ops.batching import UNKNOWN, Mixed, Tag
-from ..sweep import sweep_forward
+from ..sweep import sweep_back, sweep_forward
 from ..trace import Node, Trace, module_of, raw
 
 
@@ -60,29 +60,60 @@ def check_output(name: str, tag: Any, shape: tuple[int, ...], samples: int) -> N
         )
 
 
-def probe(name: str, trace: Trace, slots: list[int], leaves: list[Any], outs: list[int], samples: int) -> None:
-    """Raise ValueError if a tangent on some samples reaches others: masks by the bits of the sample index.
+def probe(
+    name: str, trace: Trace, tags: list[Any], slots: list[int], leaves: list[Any], outs: list[int], samples: int
+) -> None:
+    """Raise ValueError if what some samples are given reaches others: masks by the bits of the sample index.
 
-    Every pair of samples differs in some bit, so 2 log2(B) random tangents meet every pair once. It proves
-    separation at this point only.
+    Every pair of samples differs in some bit, so 2 log2(B) random tangents meet every pair once; cotangents, where an
+    op has no rule for tangents. It proves separation at this point only. A member of the stack that is 0 tells which
+    entries are NaN whatever is given, as by 0 * inf: nothing is seen there, and the Jacobian has NaN there too.
     """
-    bits = max(int(samples - 1).bit_length(), 0)
-    index = np.arange(samples)
-    masks = (
-        np.stack([((index >> k) & 1) == on for k in range(bits) for on in (0, 1)]) if bits else np.ones((0, samples))
-    )
-    if not len(masks):
+    if samples < 2:
         return
-    rng = np.random.default_rng(0)
-    tangents = {}
-    for slot, x in zip(slots, leaves, strict=True):
-        noise = rng.standard_normal((len(masks), *x.shape)) * masks.reshape(*masks.shape, *(1,) * (len(x.shape) - 1))
-        tangents[slot] = module_of(x).asarray(noise.astype(x.dtype))
-    found = sweep_forward(trace, tangents, outs)
-    for slot in outs:
-        dy = found.get(slot)
-        if dy is None:
-            continue
-        away = module_of(dy).asarray(~masks.astype(bool))
-        if bool((raw(dy)[away] != 0).any()):
-            raise ValueError(f"{name}: the function mixes samples (found by probing it with random tangents)")
+    index = np.arange(samples)
+    bits = range(int(samples - 1).bit_length())
+    masks = np.stack([np.zeros(samples, bool), *[((index >> k) & 1) == on for k in bits for on in (0, 1)]])
+    ys = [trace.outs[slot] for slot in outs]
+    forms = [(x.shape, x.dtype) for x in leaves]
+    with np.errstate(all="ignore"):
+        try:
+            tangents = sweep_forward(trace, _masked(masks, slots, forms, module_of(leaves[0])), outs)
+            found = [tangents.get(slot) for slot in outs]
+        except NotImplementedError:  # a function with rules of the user's, for cotangents alone
+            cotangents: list[Any] = [None] * len(trace.outs)
+            for slot, d in _masked(masks, outs, ys, module_of(leaves[0])).items():
+                cotangents[slot] = d
+            swept = sweep_back(trace, cotangents)
+            found = [swept[slot] for slot in slots]
+    if any(d is not None and _reaches(raw(d), masks) for d in found):
+        raise ValueError(
+            f"{name}: the function mixes samples: {_untold(trace, tags, outs)} (found by probing it at these "
+            "arguments). Entry b of the result must depend on sample b alone; for derivatives across samples take "
+            "gl.jacobian"
+        )
+
+
+def _masked(masks: np.ndarray, slots: list[int], forms: list[tuple], xp: Any) -> dict[int, Any]:
+    """By slot, random numbers for the samples of each mask: [V, B, ...]."""
+    rng, found = np.random.default_rng(0), {}
+    for slot, (shape, dtype) in zip(slots, forms, strict=True):
+        noise = rng.standard_normal((len(masks), *shape)) * masks.reshape((*masks.shape, *(1,) * (len(shape) - 1)))
+        found[slot] = xp.asarray(noise.astype(dtype))
+    return found
+
+
+def _reaches(d: Any, masks: np.ndarray) -> bool:
+    """Whether samples off a mask differ from what they are when nothing is given, the first member."""
+    away = module_of(d).asarray(~masks)
+    return bool(((d != d[:1]) & (d[:1] == d[:1]))[away].any())
+
+
+def _untold(trace: Trace, tags: list[Any], outs: list[int]) -> str:
+    """The op on the way to the results that does not tell the batch axis; or the first, if several do not."""
+    wanted, names = set(outs), []
+    for node in reversed(trace.nodes):
+        if wanted.intersection(range(node.slot, node.slot + max(node.outputs, 1))):
+            wanted.update(node.parents)
+            names += [node.op.name] if tags[node.slot] == UNKNOWN else []
+    return names[0] if len(names) == 1 else f"{names[-1]} or what follows it"
