@@ -134,6 +134,21 @@ def test_svds():
     np.testing.assert_allclose(D @ vt.T, u * s, atol=1e-10)
 
 
+def test_solvers_take_the_operator_itself():
+    """They hand it columns (N, 1), and expect columns."""
+    w, x, b = randn(30, 40), randn(30), randn(40)
+    g = lambda x: np.tanh(x @ w / 5)  # noqa: E731
+    J, D = gl.JacobianOperator(g, x), gl.jacobian(g)(x)
+    close(J.matvec(x[:, None]), D @ x[:, None], 1e-12)
+    close(J.rmatvec(b[:, None]), D.T @ b[:, None], 1e-12)
+    close(J.T.matvec(b[:, None]), D.T @ b[:, None], 1e-12)
+    u, s, vt = scipy.sparse.linalg.svds(J, k=3, v0=np.ones(30))
+    np.testing.assert_allclose(np.sort(s)[::-1], np.linalg.svd(D, compute_uv=False)[:3], rtol=1e-10)
+    np.testing.assert_allclose(D @ vt.T, u * s, atol=1e-10)
+    found = scipy.sparse.linalg.lsqr(J, b, atol=1e-12, btol=1e-12)[0]
+    np.testing.assert_allclose(found, np.linalg.lstsq(D, b, rcond=None)[0], rtol=1e-6)
+
+
 def test_lsqr():
     J, D = wide_problem()
     b = randn(40)
@@ -184,7 +199,7 @@ def test_on_device_arrays(monkeypatch):
     ("make", "kind", "words"),
     [
         (lambda J: J.matvec(np.ones(6)), ValueError, r"matvec: expected an array of shape \(4,\), got float64\[6\]"),
-        (lambda J: J.rmatvec(np.ones((6, 1))), ValueError, r"rmatvec: expected an array of shape \(6,\)"),
+        (lambda J: J.rmatvec(np.ones((6, 2))), ValueError, r"rmatvec: expected an array of shape \(6,\)"),
         (lambda J: J.matmat(np.ones((3, 4))), ValueError, r"matmat: expected an array of shape \(4, k\)"),
         (lambda J: J.T @ np.ones(4), ValueError, r"matvec: expected an array of shape \(6,\)"),
         (lambda J: J.matvec([1.0] * 4), ValueError, r"matvec: expected an array of shape \(4,\), got list"),

@@ -24,9 +24,10 @@ class JacobianOperator:
 
     f is run and recorded once; every product is a sweep. Where arrays live, vectors live: NumPy or CuPy.
     `J.matvec(v)` is J v, `J.rmatvec(u)` is Jᵀ u, `J.matmat(V)` takes the columns of V (N, k) in one stacked sweep;
-    `J @ v`, `J.T`, `J.to_dense()`, and `J.to_scipy()` for scipy.sparse.linalg (or CuPy's counterpart), which is also
-    what `jac` of scipy.optimize.least_squares may return. `J.dtype` is that of x and of every product, `J.module` the
-    module of the arrays. Products can be differentiated by their vector.
+    `J @ v`, `J.T`, `J.to_dense()`, and `J.to_scipy()` for scipy.sparse.linalg (or CuPy's counterpart). Its solvers take
+    J itself too; `jac` of scipy.optimize.least_squares has to return `J.to_scipy()`, since SciPy asks for the class.
+    `J.dtype` is that of x and of every product, `J.module` the module of the arrays. Products can be differentiated by
+    their vector.
 
     Raises TypeError for x that is not floating point, for vectors that are complex or live elsewhere; ValueError for
     vectors of another length.
@@ -68,19 +69,41 @@ class JacobianOperator:
         return other
 
     def matvec(self, v: Any) -> Any:
-        """J v: (N,) -> (M,)."""
-        return self._apply(self._columns("matvec", v, 1, self.shape[1]), self._transposed)[0]
+        """J v: (N,) -> (M,), or (N, 1) -> (M, 1).
+
+        >>> import gradlib as gl, numpy as np
+        >>> gl.JacobianOperator(np.square, np.array([1.0, 2.0])).matvec(np.ones(2))
+        array([2., 4.])
+        """
+        return self._of_vector("matvec", v, self.shape[1], self._transposed)
 
     def rmatvec(self, u: Any) -> Any:
-        """Jᵀ u: (M,) -> (N,)."""
-        return self._apply(self._columns("rmatvec", u, 1, self.shape[0]), not self._transposed)[0]
+        """Jᵀ u: (M,) -> (N,), or (M, 1) -> (N, 1).
+
+        >>> import gradlib as gl, numpy as np
+        >>> gl.JacobianOperator(lambda x: x[:1] * x[1:], np.array([1.0, 2.0])).rmatvec(np.ones(1))
+        array([2., 1.])
+        """
+        return self._of_vector("rmatvec", u, self.shape[0], not self._transposed)
 
     def matmat(self, v: Any) -> Any:
-        """J V: (N, k) -> (M, k), one sweep with a stack of k."""
+        """J V: (N, k) -> (M, k), one sweep with a stack of k.
+
+        >>> import gradlib as gl, numpy as np
+        >>> gl.JacobianOperator(np.square, np.array([1.0, 2.0])).matmat(np.eye(2))
+        array([[2., 0.],
+               [0., 4.]])
+        """
         return self._apply(self._columns("matmat", v, 2, self.shape[1]), self._transposed).T
 
     def rmatmat(self, u: Any) -> Any:
-        """Jᵀ U: (M, k) -> (N, k), one sweep with a stack of k."""
+        """Jᵀ U: (M, k) -> (N, k), one sweep with a stack of k.
+
+        >>> import gradlib as gl, numpy as np
+        >>> gl.JacobianOperator(lambda x: x[:1] * x[1:], np.array([1.0, 2.0])).rmatmat(np.ones((1, 2)))
+        array([[2., 2.],
+               [1., 1.]])
+        """
         return self._apply(self._columns("rmatmat", u, 2, self.shape[0]), not self._transposed).T
 
     def __matmul__(self, v: Any) -> Any:
@@ -90,6 +113,10 @@ class JacobianOperator:
         """The array (M, N), swept from the side with fewer entries.
 
         `chunk_size` and `max_bytes` bound the rows (or columns) at once and the working memory, as for `gl.jacobian`.
+
+        >>> import gradlib as gl, numpy as np
+        >>> gl.JacobianOperator(lambda x: x[:1] * x[1:], np.array([1.0, 2.0])).to_dense()
+        array([[2., 1.]])
         """
         allowed = budget("JacobianOperator.to_dense", chunk_size, max_bytes)
         if self._transposed:
@@ -105,7 +132,15 @@ class JacobianOperator:
         return dense
 
     def to_scipy(self) -> Any:
-        """A scipy.sparse.linalg.LinearOperator, or CuPy's; in float32 where x is float16, which no solver takes."""
+        """A scipy.sparse.linalg.LinearOperator, or CuPy's; in float32 where x is float16, which no solver takes.
+
+        >>> import gradlib as gl, numpy as np
+        >>> from scipy.optimize import least_squares
+        >>> residuals = lambda p: np.exp(p) - np.array([1.0, np.e])
+        >>> fit = least_squares(residuals, np.zeros(2), jac=lambda p: gl.JacobianOperator(residuals, p).to_scipy())
+        >>> np.round(fit.x, 6)
+        array([0., 1.])
+        """
         if self.module is np:
             from scipy.sparse.linalg import LinearOperator
         else:
@@ -118,6 +153,12 @@ class JacobianOperator:
             rmatmat=lambda u: wide(self.rmatmat(u)),
             dtype=np.promote_types(self.dtype, np.float32),
         )
+
+    def _of_vector(self, name: str, v: Any, length: int, back: bool) -> Any:
+        """J (or, back, Jᵀ) times a vector, or times a matrix of one column, which solvers have too."""
+        column = len(shape_of(v)) == 2 and v.shape[1] == 1
+        found = self._apply(self._columns(name, v, 2 if column else 1, length), back)
+        return found.T if column else found[0]
 
     def _columns(self, name: str, v: Any, ndim: int, length: int) -> Any:
         """The columns of v as a stack (k, length)."""
