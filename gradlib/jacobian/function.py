@@ -107,7 +107,12 @@ class JacobianFunction:
         return result
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
-        """How the Jacobian at these arguments would be made; f is run, the Jacobian is not computed."""
+        """How the Jacobian at these arguments would be made; f is run, the Jacobian is not computed.
+
+        >>> import gradlib as gl, numpy as np
+        >>> gl.batch_jacobian(np.tanh, mode="rev").plan(np.ones((5, 3))).mode
+        'rev'
+        """
         return self._concrete("plan", args, kwargs).plan()
 
     def into(self, out: Any, *args: Any, **kwargs: Any) -> Any:
@@ -115,6 +120,14 @@ class JacobianFunction:
 
         Raises ValueError or TypeError, before anything is written, for arrays that do not fit, that are read-only or
         not contiguous, or that share memory with an argument or with each other.
+
+        >>> import gradlib as gl, numpy as np
+        >>> out = np.empty((1, 2, 2))
+        >>> gl.batch_jacobian(np.square).into(out, np.array([[1.0, 2.0]])) is out
+        True
+        >>> out
+        array([[[2., 0.],
+                [0., 4.]]])
         """
         work = self._concrete("into", args, kwargs)
         leaves = _targets(f"{self._name}.into", out, work, tree.flatten((args, kwargs))[0])
@@ -127,6 +140,11 @@ class JacobianFunction:
 
         A piece and the memory to make it stay within `max_bytes`; without it pieces have at most 64 MB. Where the graph
         is no chain of blocks, each piece of a batch costs a sweep over the whole batch: take few and large ones.
+
+        >>> import gradlib as gl, numpy as np
+        >>> for samples, piece in gl.batch_jacobian(np.square).chunks(np.array([[1.0], [2.0]])):
+        ...     print(samples, piece.shape)
+        slice(0, 2, None) (2, 1, 1)
         """
         return self._concrete("chunks", args, kwargs).pieces()
 
