@@ -285,6 +285,11 @@ def test_probing_a_function_with_one_rule():
         gl.batch_jacobian(lambda x: turned(x), mode="rev")(x)
 
 
+def test_shared_arguments_forward_are_refused_before_the_function_runs():
+    with pytest.raises(ValueError, match="batch_jacobian: mode 'fwd' does not take shared arguments"):
+        gl.batch_jacobian(lambda w, x: pytest.fail("it ran"), in_axes=(None, 0), mode="fwd")(W, X)
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 7])
 @pytest.mark.parametrize("mode", MODES)
 def test_batches_of_any_size(size, mode):

@@ -270,14 +270,24 @@ def test_bytes_as_text(given, size):
     assert budget("f", None, given).limit(0) == size
 
 
-@pytest.mark.parametrize("given", [0, -1, 1.5, "", "GB", "1 XB", "-1GB", "1e9", True, "0 MB", ["1GB"], "many"])
+@pytest.mark.parametrize(
+    "given", [0, -1, 1.5, "", "GB", "1 XB", "-1GB", "1e9", True, "0 MB", ["1GB"], "many", np.array([3, 4])]
+)
 def test_bad_bytes(given):
     for transform in (gl.batch_jacobian, gl.jacobian, gl.jacrev, gl.jacfwd, gl.hessian):
         with pytest.raises(ValueError, match=f"{transform.__name__}: expected max_bytes as a positive number of bytes"):
             transform(np.sin, max_bytes=given)
 
 
-@pytest.mark.parametrize("given", [0, -1, 1.5, "3", True])
+def test_ints_of_numpy():
+    J = gl.batch_jacobian(np.tanh, chunk_size=np.int64(3), max_bytes=np.uint32(300_000))
+    plain = gl.batch_jacobian(np.tanh, chunk_size=3, max_bytes=300_000)
+    x = np.ones((4, 6))
+    np.testing.assert_array_equal(J(x), plain(x))
+    assert str(J.plan(x)) == str(plain.plan(x))
+
+
+@pytest.mark.parametrize("given", [0, -1, 1.5, "3", True, np.True_, np.int64(0), np.float64(3), np.array([3, 4])])
 def test_bad_chunk_size(given):
     with pytest.raises(ValueError, match="batch_jacobian: expected a positive int or None as chunk_size"):
         gl.batch_jacobian(np.sin, chunk_size=given)

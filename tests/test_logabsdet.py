@@ -110,6 +110,8 @@ def test_on_device_arrays():
             r"got float64\[5, 3\] for float64\[5, 4\]",
         ),
         (lambda: gl.logabsdet(lambda x: (x, x))(X), ValueError, r"expected one array .* got float64\[5, 4\], float64"),
+        (lambda: gl.logabsdet(lambda x: ())(X), ValueError, r"expected one array .* got nothing for float64\[5, 4\]"),
+        (lambda: gl.logabsdet(lambda p, x: x)({}, X), ValueError, r"expected one array .* got .* for nothing"),
         (lambda: gl.logabsdet(lambda p: p["x"])({"x": X, "y": X}), ValueError, "logabsdet: expected one array"),
         (lambda: gl.logabsdet(np.sum)(X), ValueError, "logabsdet: the function mixes samples"),
         (lambda: gl.logabsdet(np.multiply, (0, 1))(X, X), ValueError, "logabsdet: expected an int as argnums"),

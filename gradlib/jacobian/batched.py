@@ -187,9 +187,9 @@ def batch_jacobian(
     def record(args: tuple, kwargs: dict) -> BatchedWork:
         axes = _axes("batch_jacobian", in_axes, len(args))
         wanted = _wanted("batch_jacobian", argnums, args)
-        call = Batched("batch_jacobian", f, args, axes, wanted, kwargs)
-        if mode == "fwd" and any(call.shared):
+        if mode == "fwd" and any(axes[i] is None for i in wanted):
             raise ValueError("batch_jacobian: mode 'fwd' does not take shared arguments; use 'rev' or 'auto'")
+        call = Batched("batch_jacobian", f, args, axes, wanted, kwargs)
         return BatchedWork(call, mode, allowed, isinstance(argnums, tuple))
 
     return JacobianFunction("batch_jacobian", f, record)

@@ -56,6 +56,7 @@ def budget(name: str, chunk_size: Any, max_bytes: Any) -> Budget:
 
 
 def _is_int(x: Any) -> bool:
+    """Whether x is an int of Python's or NumPy's."""
     return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 

@@ -93,5 +93,5 @@ def _check_square(call: Batched) -> None:
     if call.structures[0] != call.outputs.structure or list(map(shape_of, x)) != list(map(shape_of, y)):
         raise ValueError(
             f"{NAME}: expected the function to give what its argument is, {', '.join(map(describe, x))}, "
-            f"got {', '.join(map(describe, y))}"
+            f"got {', '.join(map(describe, y)) or 'nothing'}"
         )

@@ -51,10 +51,10 @@ def _size(call: Batched) -> int:
     """Entries of a sample, on both sides; ValueError where they differ or are not in one array."""
     if any(call.shared):
         raise ValueError(f"{NAME}: expected argnums to name an argument with a batch axis (in_axes=0)")
-    (x, *others), (y, *more) = call.leaves, call.outputs.values
-    if others or more or prod(x.shape[1:]) != prod(y.shape[1:]):
+    given, found = call.leaves, call.outputs.values
+    if len(given) != 1 or len(found) != 1 or prod(given[0].shape[1:]) != prod(found[0].shape[1:]):
         raise ValueError(
             f"{NAME}: expected one array with as many entries a sample on both sides, a square Jacobian; got "
-            f"{', '.join(map(describe, call.outputs.values))} for {', '.join(map(describe, call.leaves))}"
+            f"{', '.join(map(describe, found)) or 'nothing'} for {', '.join(map(describe, given)) or 'nothing'}"
         )
-    return prod(x.shape[1:])
+    return prod(given[0].shape[1:])
