@@ -5,7 +5,9 @@ import pytest
 
 import gradlib as gl
 from gradlib.jacobian.batched import Batched
+from gradlib.jacobian.blocks import Block
 from gradlib.jacobian.chain import chain_of
+from gradlib.op import REGISTRY, Op
 
 RNG = np.random.default_rng(0)
 W, C = RNG.standard_normal((6, 5)), RNG.standard_normal(5)
@@ -28,6 +30,11 @@ FUNCTIONS = {
     "picked": (lambda x: np.tanh(x[:, 1:4]), ["gather", "diagonal"]),
     "flipped and turned": (lambda x: np.flip(x.reshape(-1, 2, 3).swapaxes(1, 2), 1), ["gather"]),
     "copied": (lambda x: x.reshape(-1, 3, 2), ["identity"]),
+    "rows to numbers": (lambda x: gl.logsumexp(np.tanh(x), axis=1), ["RowGradient"]),
+    "rows to numbers on the way": (
+        lambda x: np.sin(gl.logsumexp((x @ W).reshape(-1, 5, 1) * C, axis=2)) @ SQUARE[:5],
+        ["shared matrix", "rules", "RowGradient", "shared matrix"],
+    ),
     "residual": (lambda x: np.tanh(x + np.tanh(x @ SQUARE)) @ W, ["rules", "diagonal", "shared matrix"]),
 }
 
@@ -52,3 +59,67 @@ def test_captured():
         for _ in range(2):
             x = RNG.standard_normal((4, 6))
             np.testing.assert_array_equal(fast(x), gl.batch_jacobian(h)(x))
+
+
+class Bidiagonal(Block):
+    """A structure that gradlib does not know: y_i = a_i x_i + b_i x_(i-1), each sample's own a and b."""
+
+    def __init__(self, a, b):
+        self.a, self.b, self.like = a, b, a
+        self.x_shape = self.y_shape = a.shape
+
+    def vjp(self, dy):
+        dx = dy * self.a
+        dx[..., :-1] += (dy * self.b)[..., 1:]
+        return dx
+
+    def jvp(self, dx):
+        dy = dx * self.a
+        dy[..., 1:] += dx[..., :-1] * self.b[..., 1:]
+        return dy
+
+
+@pytest.fixture
+def times_the_last():
+    """The op y_i = x_i x_(i-1), with x_(-1) = 1, which has a block and no rules."""
+
+    def last(xp, x):
+        return xp.concatenate([xp.ones((*x.shape[:-1], 1), x.dtype), x[..., :-1]], axis=-1)
+
+    yield Op(
+        "times_the_last",
+        forward=lambda xp, x: (x * last(xp, x), (x, last(xp, x))),
+        vjp=lambda xp, saved, dy, need: pytest.fail("by its rules"),
+        jvp=lambda xp, saved, dx: pytest.fail("by its rules"),
+        block=lambda xp, saved, i: Bidiagonal(saved[1], saved[0]),
+        batch=lambda tags, shapes, static: tags[0],
+    )
+    del REGISTRY["times_the_last"]
+
+
+@pytest.mark.parametrize("mode", ["auto", "rev", "fwd"])
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"max_bytes": 20_000}])
+def test_a_block_of_a_class_of_ones_own(times_the_last, mode, options):
+    """It is a part of the chain by its own methods alone."""
+
+    def plain(x):
+        return np.concatenate([x[:, :1], x[:, 1:] * x[:, :-1]], axis=1)
+
+    def net(middle):
+        return lambda x: np.tanh(middle(np.tanh(x @ SQUARE))) @ W
+
+    x = RNG.standard_normal((4, 6))
+    for f, g, expected in [
+        (times_the_last, plain, ["Bidiagonal"]),
+        (net(times_the_last), net(plain), ["shared matrix", "Bidiagonal", "diagonal", "shared matrix"]),
+    ]:
+        assert kinds(f, x) == expected
+        J = gl.batch_jacobian(f, mode=mode, **options)
+        want = np.einsum("bibj->bij", gl.jacobian(g)(x))
+        np.testing.assert_allclose(J(x), want, rtol=1e-12, atol=1e-14)
+        assert all(k in str(J.plan(x)) for k in expected)
+        captured = gl.capture(J)
+        for y in (x, x[::-1] + 1):
+            np.testing.assert_allclose(captured(y), np.einsum("bibj->bij", gl.jacobian(g)(y)), rtol=1e-12, atol=1e-14)
+        for at, piece in J.chunks(x):
+            np.testing.assert_allclose(piece, want[at], rtol=1e-12, atol=1e-14)

@@ -6,10 +6,13 @@ its structure. Every class has
     vjp(dy)      stack [V, *y] -> [V, *x]
     jvp(dx)      stack [V, *x] -> [V, *y]
     to_dense()   the array (*y, *x)
+    flops()      operations that `vjp` or `jvp` takes for one member of the stack
     a @ b        the block of a after b, a + b their sum, a.T the transpose: see ``gradlib.jacobian.algebra``
 
-That is all a new structure (a banded one for convolutions, say) must bring: products and sums with others then work,
-and keep its structure once `algebra` has a rule for the pair.
+A new structure (a banded one for convolutions, say) must bring `vjp` and `jvp`, `to_dense` and `flops` where it knows
+better than what holds by default, and its arrays as attributes. Products and sums with others then work, and keep its
+structure once `algebra` has a rule for the pair. A batched Jacobian applies it as a part of its chain (see ``chain``),
+to stacks of the whole batch; the structures with a class of their own in ``segments`` also to a few samples at a time.
 """
 
 from __future__ import annotations
@@ -34,6 +37,10 @@ class Block:
 
     def jvp(self, dx: Any) -> Any:
         raise NotImplementedError
+
+    def flops(self) -> float:
+        """Operations of `vjp` or `jvp` for one member of the stack; two an entry, where a class does not say more."""
+        return 2.0 * (prod(self.x_shape) + prod(self.y_shape))
 
     def __matmul__(self, other: Block) -> Block:
         from .algebra import product
@@ -104,6 +111,9 @@ class Dense(Block):
     def jvp(self, dx: Any) -> Any:
         return (self.m @ dx[..., None])[..., 0]
 
+    def flops(self) -> float:
+        return 2.0 * self.m.size
+
 
 class Diagonal(Block):
     """∂y_i/∂x_j = d_i δ_ij: elementwise ops. `d` has the shape of x and y."""
@@ -159,7 +169,8 @@ class RowGradient(Block):
         return dy.reshape((dy.shape[0], *self.kept)) * self.g
 
     def jvp(self, dx: Any) -> Any:
-        return (dx * self.g).sum(axis=tuple(a + 1 for a in self.axes), keepdims=self.keepdims)
+        products = wide(dx) * wide(self.g)
+        return narrow(products.sum(axis=tuple(a + 1 for a in self.axes), keepdims=self.keepdims), dx.dtype)
 
 
 class SharedDense(Block):

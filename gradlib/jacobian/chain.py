@@ -1,7 +1,8 @@
 """The recorded function as a chain of segments, sample by sample: x -> v_1 -> … -> y.
 
 A value that every path from x to y passes cuts the graph; what lies between two cuts is a segment. A segment of ops
-that know their Jacobian's structure is applied by it, any other by the rules of its ops.
+that know their Jacobian's structure is applied by it, of whatever class the block is, any other by the rules of its
+ops.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..device import array_module
 from ..ops.batching import Tag
 from ..trace import Namespace, Node, Traced
+from .block_segment import BlockSegment, has_segment
 from .blocks import Block, Diagonal, DiagonalLowRank, Gather, Identity, SharedDense
 from .fold import folded, structured
 from .segments import CopySegment, DiagonalSegment, GatherSegment, LinearSegment, RowSegment, RuleSegment, Segment
@@ -57,12 +59,14 @@ def _segments(call: Batched, groups: list[tuple[list[Node], int, int]]) -> list[
 
 
 def _as_segment(block: Block) -> Segment | None:
-    """A block whose first axis is the batch as a segment, if it is of a kind that has one."""
+    """A block whose first axis is the batch as a segment: of its own kind, or of the general one."""
     if isinstance(block, DiagonalLowRank):
         return RowSegment(block) if block.axis else None
     kind = {Identity: CopySegment, Gather: GatherSegment, Diagonal: DiagonalSegment, SharedDense: LinearSegment}
     found = kind.get(type(block))
-    return None if found is None else found(block)
+    if found is None:
+        return BlockSegment(block) if has_segment(block) else None
+    return found(block)
 
 
 def plain_chain(call: Batched) -> list[Segment] | None:

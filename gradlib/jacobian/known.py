@@ -23,7 +23,7 @@ from .chain import chain_of
 from .cost import PLANS
 from .fused import looped
 from .plan import Link, links_of
-from .segments import RuleSegment, Segment
+from .segments import Segment
 
 if TYPE_CHECKING:
     from .batched import Batched
@@ -59,8 +59,8 @@ def known(signature: Any) -> Known | None:
 
 
 def remember(signature: Any, call: Batched, segments: list[Segment] | None, sizes: tuple) -> None:
-    """Keep what a checked call tells; nothing where its chain has parts that go by rules, or there is none."""
-    if signature is None or segments is None or any(isinstance(s, RuleSegment) for s in segments):
+    """Keep what a checked call tells; nothing where its chain has parts that take the whole batch, or there is none."""
+    if signature is None or segments is None or any(s.whole_batch for s in segments):
         return
     found = Known(call, segments, sizes)
     with _lock:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+from .block_segment import BlockSegment
 from .cost import BANDWIDTH, PLANS, RATE, forward_cost, reverse_cost, slot_entries
 from .segments import DiagonalSegment, LinearSegment, RowSegment, RuleSegment, Segment
 
@@ -47,6 +48,8 @@ def link(segment: Segment) -> Link:
     elif isinstance(s, RowSegment):
         back = ahead = 2.0 * x
         dense = float(x) if s.last else None
+    elif isinstance(s, BlockSegment):
+        back = ahead = 2.0 * (x + y)  # stacks laid out anew, and the block's own scratch
     elif isinstance(s, RuleSegment):
         flops, back, ahead = _rules(s)
         dense_flops = flops * y
