@@ -93,6 +93,8 @@ BATCHED = {
     "residual": (residual, rows(100, 80)),
     "branching": (branching, rows(100, 80)),
     "tokens": (lambda s: np.tanh(s.reshape(-1, 8) @ SQUARES[0][:8, :8]).reshape(len(s), -1), rows(100, 10, 8)),
+    "losses": (lambda x: gl.logsumexp(np.tanh(x @ SQUARES[0]), axis=1), rows(300, 80)),
+    "rows to numbers": (lambda x: gl.logsumexp(np.tanh(x).reshape(-1, 8, 10), axis=2), rows(400, 80)),
     "several": (lambda x: (x @ SQUARES[0], {"s": np.sin(x)}), rows(100, 80)),
 }
 SHARED = {

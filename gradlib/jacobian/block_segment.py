@@ -35,6 +35,11 @@ class BlockSegment(Segment):
         vars(block).update(zip(vars(self.block), arrays, strict=True))
         return replaced(self, block=block)
 
+    def all_arrays(self) -> list[Any]:
+        """The arrays alone, in one list."""
+        values = [v for held in self.arrays() for v in (held if isinstance(held, (tuple, list)) else (held,))]
+        return [v for v in values if getattr(v, "ndim", 0) > 0]
+
     def flops(self) -> float:
         return self.block.flops() / max(self.block.x_shape[0], 1)
 

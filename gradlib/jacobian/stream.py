@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ..precision import is_narrow
 from ..threads import cores
 from ..trace import Trace, module_of
+from .block_segment import BlockSegment
 from .cost import PLANS
 from .execute import fill, largest_step
 from .low_rank import SLAB
@@ -155,7 +156,9 @@ def held_bytes(segments: Sequence[Segment], trace: Trace, dtype: Any) -> int:
     """
     diagonals = [s.d for s in segments if isinstance(s, (DiagonalSegment, LinearSegment)) and s.d is not None]
     blocks = [s.block for s in segments if isinstance(s, RowSegment)]
-    arrays = [a for block in blocks for a in (block.d, *block.u, *block.v) if 0 not in getattr(a, "strides", ())]
+    held = [a for block in blocks for a in (block.d, *block.u, *block.v)]
+    held += [a for s in segments if isinstance(s, BlockSegment) for a in s.all_arrays()]
+    arrays = [a for a in held if 0 not in getattr(a, "strides", ())]
     # float16 and bfloat16 are written by way of float32: a slab, products of its size, and the factors
     narrow = [a.size for a in (*arrays, *diagonals) if is_narrow(a.dtype)]
     beside = 16 * SLAB + 4 * sum(narrow) if is_narrow(dtype) else 0
