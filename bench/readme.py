@@ -68,5 +68,9 @@ def inserted(readme: str) -> str:
     return readme
 
 
-if __name__ == "__main__":
+def main() -> None:
     README.write_text(inserted(README.read_text()))
+
+
+if __name__ == "__main__":
+    main()

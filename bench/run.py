@@ -1,6 +1,7 @@
 """The benchmark: gradlib and its peers side by side, every contender in a process of its own.
 
     gradlib bench [case ...] [--rounds N] [--rest S] [--json FILE] [--quick]      or  python bench/run.py …
+    gradlib bench --all         every case, how cost grows (bench/grow.py), and the README's table and plot of both
 
 Every contender's values are first compared with a float64 NumPy reference; who is off is not timed. Then rounds
 alternate (ours, peer, peer, ours, …), each of many calls, with a rest between them, in which the spinning threads of
@@ -110,6 +111,8 @@ def parse(argv: list[str] | None, known: list[str]) -> argparse.Namespace:
                         "bench/results/<device>-<date>.json, nowhere for --quick and --tiny")  # fmt: skip
     parser.add_argument("--peer", action="append", choices=(*PEERS, "numpy"), help="compare with this peer alone; "
                         "may be repeated")  # fmt: skip
+    parser.add_argument("--all", action="store_true", help="every case and peer on the CPU, then how cost grows, and "
+                        "the README's table and plot anew")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: a rehearsal, no measurement")
     options = parser.parse_args(argv)
@@ -118,6 +121,9 @@ def parse(argv: list[str] | None, known: list[str]) -> argparse.Namespace:
         parser.error(f"no case is named {', '.join(unknown)}; there are {', '.join(known)}")
     if (options.rounds is not None and options.rounds < 1) or options.rest < 0:
         parser.error("--rounds must be at least 1, --rest at least 0")
+    narrower = options.cases or options.peer or options.json or options.quick or options.tiny
+    if options.all and (narrower or options.device != "cpu"):
+        parser.error("--all takes every case and peer on the CPU in full, and writes where the README looks")
     options.rounds = options.rounds or (3 if options.quick else 9)
     options.seconds = options.seconds or (0.1 if options.quick else 0.3)
     return options
@@ -144,7 +150,17 @@ def main(argv: list[str] | None = None, folder: Path = HERE) -> int:
         target.write_text(json.dumps(result, indent=1) + "\n")
         print(f"written to {target}")
     bad = [row for case in result["cases"] for row in case["contenders"] if row["status"] in ("wrong", "failed")]
-    return 1 if bad else 0
+    return draw_all(bool(bad)) if options.all else 1 if bad else 0
+
+
+def draw_all(bad: bool) -> int:
+    """The rest of --all: how cost grows, with its plot, and the README's tables; 1 where a contender was bad."""
+    import grow
+    import readme
+
+    code = grow.main([])
+    readme.main()
+    return 1 if bad or code else 0
 
 
 if __name__ == "__main__":

@@ -133,11 +133,38 @@ def test_an_interpreter_that_is_not_there_is_a_missing_peer(run, monkeypatch, ca
     assert "skipped: /no/such/python does not start" in line and 'pip install "gradlib[bench]"' in line
 
 
-@pytest.mark.parametrize("argv", [["no_such_case"], ["--rounds", "0"], ["--rest", "-1"], ["--peer", "nobody"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["no_such_case"],
+        ["--rounds", "0"],
+        ["--rest", "-1"],
+        ["--peer", "nobody"],
+        ["--all", "--tiny"],
+        ["--all", "softmax"],
+        ["--all", "--device", "cuda"],
+    ],
+)
 def test_bad_arguments(run, argv, capsys):
     with pytest.raises(SystemExit) as stop:
         run.main(argv)
     assert stop.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+def test_all_makes_table_and_plot(run, tmp_path, monkeypatch):
+    """One command: all cases, how cost grows, and the README. What each does is tested by itself."""
+    import grow
+    import readme
+
+    done = []
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setattr(run, "measure", lambda case, file, options: done.append(case.name) or {"contenders": []})
+    monkeypatch.setattr(run, "table", str)
+    monkeypatch.setattr(grow, "main", lambda argv: done.append("grow") or 0)
+    monkeypatch.setattr(readme, "main", lambda: done.append("readme"))
+    assert run.main(["--all"]) == 0
+    assert done == [*run.load(BENCH), "grow", "readme"]
+    assert len(list((tmp_path / "results").glob("*.json"))) == 1
 
 
 def test_every_case_of_ours_and_by_hand_is_right(run):
