@@ -175,20 +175,6 @@ def test_a_chunk_size_bounds_the_rows(f, args):
     assert plan.rows <= 2 and peak <= plan.peak + BESIDE
 
 
-@pytest.mark.parametrize("transform", [gl.batch_jacobian, gl.jacobian])
-def test_one_piece_at_a_time_is_held(transform):
-    f, (x,) = net(layers(128, 128, 128)), rows(24, 128)
-    J = transform(f, max_bytes="4 MB")
-    for _ in range(2):  # what is imported and compiled at first use is there then
-        tracemalloc.start()
-        peak = 0
-        for _, piece in J.chunks(x):
-            del piece
-            peak = max(peak, tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peak < 4_000_000 + x.nbytes * 20
-
-
 def test_plans_of_many_budgets_are_forgotten():
     f, (x,) = net(layers(8, 8, 8)), rows(4, 8)
     for extra in range(100):
@@ -331,3 +317,42 @@ def test_what_is_free(monkeypatch):
 )
 def test_readable(size, text):
     assert readable(size) == text
+
+
+PIECES = {
+    "batch": (gl.batch_jacobian, net(layers(64, 256)), rows(1000, 64)),
+    "swept batch": (gl.batch_jacobian, branching, rows(200, 80)),
+    "rows": (gl.jacobian, net(layers(1500, 1500)), rows(1500)),
+}
+
+
+@pytest.mark.parametrize(("transform", "f", "args"), PIECES.values(), ids=PIECES.keys())
+def test_pieces_that_are_dropped_are_not_kept_beside_the_next(transform, f, args):
+    pieces, count = transform(f, max_bytes=6_000_000).chunks(*args), 0
+    tracemalloc.start()
+    try:
+        for _, piece in pieces:
+            del piece
+            count += 1
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count > 1 and peak <= 6_000_000 + BESIDE
+
+
+@pytest.mark.parametrize(("transform", "f", "args"), PIECES.values(), ids=PIECES.keys())
+def test_pieces_are_as_small_as_a_budget_asks_for(transform, f, args):
+    """The sum of a piece and the memory to make it is what an error says, and enough; more is never refused."""
+    with pytest.raises(ValueError, match=r"max_bytes=9 is too small: a (piece of one sample|row) with") as error:
+        transform(f, max_bytes=9).chunks(*args)
+    needed = int(str(error.value).split("needs ")[1].split(" bytes")[0])
+    want = transform(f)(*args).reshape(-1, args[0].shape[-1])
+    for max_bytes in (needed, needed + needed // 3, 2 * needed):
+        at = 0
+        for _, piece in transform(f, max_bytes=max_bytes).chunks(*args):
+            rows = piece.reshape(-1, piece.shape[-1])
+            np.testing.assert_allclose(rows, want[at : at + len(rows)], rtol=1e-4, atol=1e-5)
+            at += len(rows)
+        assert at == len(want)
+    with pytest.raises(ValueError, match="is too small"):
+        transform(f, max_bytes=needed - 1).chunks(*args)

@@ -7,6 +7,7 @@ of an outer transform cannot be written to: they are swept and joined.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ from .one_launch import chain_in_one_launch, network_in_one_launch
 from .plan import links_of
 from .samples import pull_samples, push_samples, sample_units
 from .segments import Segment
-from .stream import Schedule, carry_out, held_bytes, schedule, working_bytes
+from .stream import Schedule, carry_out, held_bytes, last_within, schedule, working_bytes
 from .sweeps import Sweep, choose, chunks, parts, spans
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class BatchedWork(Work):
             found = plans[asked] = plan, self.specs[0][2] is np and spares_blas(plan.step, self.segments or [], samples)
         return found
 
-    def _schedule(self, samples: int, limit: int) -> Schedule:
+    def _schedule(self, samples: int, limit: int, checked: bool = True) -> Schedule:
         _, dtype, xp = self.specs[0]
         held = held_bytes(self.segments or (), self.call.trace, dtype)
         limits = (limit - held, *((PIECE, CACHE) if xp is np else (limit, limit)))
@@ -92,12 +93,14 @@ class BatchedWork(Work):
         plan = plan._replace(peak=plan.peak + held)
         count = "one sample" if plan.samples == 1 else f"{plan.samples} samples"
         beside = f", beside the diagonals of all {self.call.samples}," if held else ""
-        self.budget.check(limit, plan.peak, f"one row of {count}{beside}")
+        if checked:
+            self.budget.check(limit, plan.peak, f"one row of {count}{beside}")
         return plan
 
-    def swept(self, limit: int) -> Sweep:
+    def swept(self, limit: int, checked: bool = True) -> Sweep:
         """The plan of a sweep."""
-        return choose(self.mode, self.costs(), self.budget, self.limits(limit), self.result_bytes(), self.call.samples)
+        allowed = self.budget if checked else replace(self.budget, max_bytes=None)
+        return choose(self.mode, self.costs(), allowed, self.limits(limit), self.result_bytes(), self.call.samples)
 
     def costs(self) -> dict[str, tuple[int, Cost]]:
         """Direction -> (rows of the stack, what one takes)."""
@@ -221,7 +224,7 @@ class BatchedWork(Work):
     def pieces(self) -> Iterator[tuple[slice, Any]]:
         samples, limit = self.call.samples, self.piece_limit()
         one = max(self.result_bytes() // max(samples, 1), 1)
-        count = max(1, min(samples, limit // 2 // one))
+        count = self._piece_samples(limit, one)
         left = limit - count * one
         (self.scheduled(count, left) if self._by_chain(count) else self.swept(left))  # errors come now
 
@@ -235,6 +238,20 @@ class BatchedWork(Work):
                 yield slice(start, stop), piece(start, stop)
 
         return made()
+
+    def _piece_samples(self, limit: int, one: int) -> int:
+        """How many samples a piece has, of `one` bytes each: as many as leave the memory to make them, and that
+        at least half of the limit."""
+
+        def needed(n: int) -> int:
+            left = limit - n * one
+            by_chain = self._by_chain(n)
+            return n * one + (self._schedule(n, left, False) if by_chain else self.swept(left, False)).peak
+
+        most = max(1, min(self.call.samples, limit // 2 // one))
+        count = last_within(most, lambda n: needed(n) <= limit)
+        self.budget.check(limit, needed(count), "a piece of one sample with the memory to make it")
+        return count
 
     # saying it
 

@@ -184,8 +184,11 @@ class DenseWork(Work):
     def pieces(self) -> Iterator[tuple[slice, Any]]:
         total, limit = sum(self.n_outs), self.piece_limit()
         one = max(self.result_bytes() // max(total, 1), 1)
-        rows = max(1, min(limit // 2 // one, self.budget.chunk_size or total, total))
-        size = self.swept(limit - rows * one, "rev").rows  # the errors of a budget come now
+        cost = self.costs()["rev"][1]
+        least = int(cost.peak + cost.sample)
+        self.budget.check(limit, one + least, "a row with the memory to make it")  # errors come now
+        rows = max(1, min(limit // 2 // one, (limit - least) // one, self.budget.chunk_size or total, total))
+        size = self.swept(limit - rows * one, "rev").rows
 
         def made() -> Iterator[tuple[slice, Any]]:
             def piece(start: int, stop: int) -> Any:  # a function of its own, which holds nothing of it afterwards
