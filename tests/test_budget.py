@@ -149,6 +149,13 @@ def test_a_budget_bounds_a_batch(f, args, max_bytes, mode):
     check(*measured(gl.batch_jacobian, f, args, mode=mode, max_bytes=max_bytes), limit=max_bytes)
 
 
+@pytest.mark.parametrize("mode", ["auto", "rev", "fwd"])
+@pytest.mark.parametrize("max_bytes", [1_000_000, 500_000])
+def test_rows_of_small_layers_need_no_room_for_matrices(max_bytes, mode):
+    f, x = net(layers(256, 256, 16, 256, 256)), rows(64, 256)
+    check(*measured(gl.batch_jacobian, f, x, mode=mode, max_bytes=max_bytes), limit=max_bytes)
+
+
 @pytest.mark.parametrize("max_bytes", [None, 700_000])
 @pytest.mark.parametrize("f", [gl.softmax, gl.layer_norm, np.tanh])
 def test_a_budget_bounds_what_float16_needs(f, max_bytes):

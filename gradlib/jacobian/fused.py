@@ -166,6 +166,20 @@ def looped(segments: Sequence[Segment], like: Any) -> list[Segment]:
     return [_looped(s, like.dtype) for s in segments]
 
 
+def unlooped(segments: Sequence[Segment]) -> list[Segment]:
+    """The same by NumPy and BLAS alone, which need no matrix turned."""
+    plain = []
+    for s in segments:
+        kind = {LoopSegment: LinearSegment, LoopRowSegment: RowSegment}.get(type(s))
+        if kind is not None:
+            other: Any = object.__new__(kind)
+            other.__dict__.update(s.__dict__)
+            other.__dict__.pop("turned", None)
+            s = other
+        plain.append(s)
+    return plain
+
+
 def _looped(s: Segment, dtype: Any) -> Segment:
     if isinstance(s, (LoopSegment, LoopRowSegment)):
         return s

@@ -17,6 +17,7 @@ from ..trace import Trace, module_of
 from .block_segment import BlockSegment
 from .cost import PLANS
 from .execute import fill, largest_step
+from .fused import unlooped
 from .low_rank import SLAB
 from .plan import Link, Step, best_step
 from .segments import DiagonalSegment, LinearSegment, RowSegment, Segment
@@ -174,6 +175,7 @@ def carry_out(plan: Schedule, segments: Sequence[Segment], like: Any, result: An
     if plan.rows is None:
         fill(plan.step, segments, like, result, first, plan.samples)
         return
+    segments = unlooped(segments)  # whose matrices as the loops take them would be as large as many rows
     for start in range(0, result.shape[0], plan.samples):
         target = result[start : start + plan.samples]
         at = slice(first + start, first + start + target.shape[0])
