@@ -10,12 +10,15 @@ from types import CodeType, FrameType
 
 _STORE_ITEM = dis.opmap["STORE_SUBSCR"]
 _WRITERS = frozenset({"__setitem__", "fill", "fromiter", "setitem"})
+_REDUCERS = frozenset({"numpy._core.fromnumeric", "numpy._core._methods"})  # where np.max and x.max hand `initial` on
 _HIDING = ("setting an array element with a sequence", "Error setting single item of array")
 
 
 def storing(frame: FrameType) -> str | None:
     """How the frame's current instruction stores a number in an array, as users write it; None if it does not."""
     code, at = frame.f_code, frame.f_lasti
+    if frame.f_globals.get("__name__") in _REDUCERS:
+        return "initial= of a reduction of plain numbers (write np.maximum(np.max(x), y), np.sum(x) + y instead)"
     if code.co_code[at] == _STORE_ITEM:
         return "y[i] = traced"
     if _WRITERS.isdisjoint(code.co_names):

@@ -87,6 +87,8 @@ LOST_DERIVATIVES = [
     (lambda: gl.capture(lambda x: _assign(np.zeros(2), 0, x[0, 0]))(X), TypeError, "y[i] = traced would lose"),
     (lambda: total(lambda x: np.zeros(2).fill(np.sum(x) if x.size else 0)), TypeError, "fill of a traced value … lose"),
     (lambda: total(lambda x: np.fromiter((v for v in x[0]), float)), TypeError, "fromiter of a traced value … lose"),
+    (lambda: total(lambda x: np.max(np.ones(3), initial=x[0, 0])), TypeError, "initial= of a reduction … lose"),
+    (lambda: total(lambda x: np.ones(3).sum(initial=x[0, 0])), TypeError, "initial= of a reduction … lose"),
     (lambda: total(lambda x: operator.setitem(np.zeros(2), 0, x[0, 0] + 1)), TypeError, "setitem of a traced value"),
     (lambda: total(lambda x: np.zeros(2).__setitem__(0, x[0, 0])), TypeError, "__setitem__ of a traced value"),
     (lambda: total(lambda x: pickle.dumps(x)), TypeError, "pickling would lose"),
