@@ -17,7 +17,9 @@ from gradlib.jacobian.blocks import (
     Kronecker,
     RepeatedDiagonal,
     RowGradient,
+    Select,
     SharedDense,
+    Spread,
 )
 
 B, N, M = 3, 4, 5
@@ -34,11 +36,14 @@ def blocks():
     square = {
         "identity": Identity(like, (B, N)),
         "diagonal": Diagonal(a(B, N)),
+        "select": Select(like, a(B, N) > 0),
         "softmax": DiagonalLowRank(a(B, N), (a(B, N),), (a(B, N),), 1),
         "norm": DiagonalLowRank(a(B, N), (a(B, N), a(B, N)), (a(B, N), a(B, N)), 1),
         "shared": SharedDense(a(N, N), (B,)),
         "shared scaled": SharedDense(a(N, N), (B,), a(B, N)),
         "dense": Dense(a(B, N, N)),
+        "norms": DiagonalLowRank(a(B, N), (a(B, N), a(B, N), a(B, N)), (a(B, N), a(B, N), a(B, N)), 1),
+        "repeated": Gather(like, np.array([2, 0, 2, 2]), (B, N), distinct=False),
         "permutation": Gather(like, np.random.default_rng(1).permutation(N), (B, N)),
         "general": algebra.Product(Dense(a(B, N, N)), Diagonal(a(B, N))),
     }
@@ -53,6 +58,16 @@ def blocks():
         "picked": Gather(like, np.array([[3, 1]]), (B, N)),
         "sum": RowGradient(a(B, N), (1,)),
         "kept sum": RowGradient(a(B, N), (1,), keepdims=True),
+        "spread": Spread(a(B, N), (B, 1)),
+        "spread down": Spread(a(B, N), (1, N)),
+        "kept": Diagonal(a(B, 1)),
+        "tall sum": RowGradient(a(B, 2, N // 2), (2,)),
+        "tall kept sum": RowGradient(a(B, 2, N // 2), (1,), keepdims=True),
+        "sum of sums": RowGradient(a(B, 2), (1,)),
+        "kept sum of kept sums": RowGradient(a(B, 1, N // 2), (2,), keepdims=True),
+        "tall spread": Spread(a(B, 2, N // 2), (B, 1, N // 2)),
+        "axis put back": Identity(like, (B,), (B, 1)),
+        "axis taken away": Identity(like, (B, 1), (B,)),
         "weights": Kronecker(a(B, M), N),
         "bias": RepeatedDiagonal(like, (B, N)),
         "rows": Diagonal(a(B)),
@@ -117,6 +132,23 @@ def test_transpose(name):
         ("dense", "dense", Dense),
         ("sum", "diagonal", RowGradient),
         ("rows", "sum", RowGradient),
+        ("select", "diagonal", Diagonal),
+        ("diagonal", "select", Diagonal),
+        ("select", "select", Select),
+        ("select", "softmax", DiagonalLowRank),
+        ("sum", "softmax", RowGradient),
+        ("sum of sums", "tall sum", RowGradient),
+        ("kept sum of kept sums", "tall kept sum", RowGradient),
+        ("axis put back", "sum", RowGradient),
+        ("axis taken away", "kept sum", RowGradient),
+        ("spread", "kept sum", DiagonalLowRank),
+        ("kept sum", "spread", Diagonal),
+        ("spread", "kept", Spread),
+        ("diagonal", "spread", Spread),
+        ("softmax", "spread", Spread),
+        ("softmax", "norm", DiagonalLowRank),
+        ("norms", "norm", algebra.Product),
+        ("permutation", "repeated", Gather),
         ("diagonal", "weights", Kronecker),
         ("diagonal", "bias", RepeatedDiagonal),
         ("unflat", "flat", Identity),
@@ -135,6 +167,9 @@ def test_sums_keep_structure():
     d, s, i = BLOCKS["diagonal"], BLOCKS["softmax"], BLOCKS["identity"]
     assert type(d + d) is type(d + i) is type(i + i) is Diagonal
     assert type(d + s) is type(s + d) is type(i + s) is DiagonalLowRank
+    assert type(BLOCKS["select"] + i) is type(BLOCKS["select"] + BLOCKS["select"]) is Diagonal
+    assert type(s + BLOCKS["norm"]) is DiagonalLowRank and type(BLOCKS["spread"] + BLOCKS["spread"]) is Spread
+    assert type(BLOCKS["norm"] + BLOCKS["norms"]) is algebra.Sum
     assert type(BLOCKS["shared"] + BLOCKS["shared"]) is SharedDense
     assert type(BLOCKS["shared"] + d) is algebra.Sum
 

@@ -30,10 +30,34 @@ FUNCTIONS = {
     "picked": (lambda x: np.tanh(x[:, 1:4]), ["gather", "diagonal"]),
     "flipped and turned": (lambda x: np.flip(x.reshape(-1, 2, 3).swapaxes(1, 2), 1), ["gather"]),
     "copied": (lambda x: x.reshape(-1, 3, 2), ["identity"]),
-    "rows to numbers": (lambda x: gl.logsumexp(np.tanh(x), axis=1), ["RowGradient"]),
+    "picked twice": (lambda x: np.tanh(x[:, [0, 0, 5]]), ["gather", "diagonal"]),
+    "repeated": (lambda x: np.repeat(x, 2, axis=1)[:, ::3], ["gather"]),
+    "an axis more": (lambda x: np.tanh(x)[:, None, :, None], ["diagonal"]),
+    "chosen by hand": (lambda x: np.where(x > 0, x, 0.1 * x), ["diagonal"]),
+    "chosen or a number": (lambda x: np.where(x > 0, x, 1.0), ["diagonal"]),
+    "chosen before a matrix": (lambda x: np.where(x > 0, x, 0.1 * x) @ W, ["diagonal", "shared matrix"]),
+    "less its mean": (lambda x: np.tanh(x - x.mean(axis=1)[:, None]), ["diagonal - rank 1"]),
+    "softmax by hand": (lambda x: np.exp(x) / np.sum(np.exp(x), axis=1, keepdims=True), ["diagonal - rank 1"]),
+    "softmax less the largest": (
+        lambda x: (lambda e: e / e.sum(axis=-1, keepdims=True))(np.exp(x - x.max(axis=-1, keepdims=True))),
+        ["diagonal - rank 2"],
+    ),
+    "layer norm by hand": (
+        lambda x: (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5) * SCALE,
+        ["diagonal - rank 2"],
+    ),
+    "rows of length 1": (lambda x: x / np.linalg.norm(x, axis=1, keepdims=True), ["diagonal - rank 1"]),
+    "sum of squares": (lambda x: np.sum(np.tanh(x) ** 2, axis=1), ["row gradient"]),
+    "largest": (lambda x: np.max(x @ W, axis=1), ["shared matrix", "row gradient"]),
+    "largest of pieces": (lambda x: np.max(x.reshape(-1, 2, 3), axis=2), ["row gradient"]),
+    "product of pieces": (lambda x: np.prod(x.reshape(-1, 2, 3), axis=2), ["row gradient"]),
+    "mean of all": (lambda x: np.mean(np.mean(x.reshape(-1, 2, 3), axis=2), axis=1), ["row gradient"]),
+    "norm of columns": (lambda x: np.linalg.norm(x.reshape(-1, 2, 3), axis=1), ["RowGradient"]),
+    "log of summed exps": (lambda x: np.log(np.sum(np.exp(x), axis=1)), ["row gradient"]),
+    "rows to numbers": (lambda x: gl.logsumexp(np.tanh(x), axis=1), ["row gradient"]),
     "rows to numbers on the way": (
         lambda x: np.sin(gl.logsumexp((x @ W).reshape(-1, 5, 1) * C, axis=2)) @ SQUARE[:5],
-        ["shared matrix", "rules", "RowGradient", "shared matrix"],
+        ["shared matrix", "Spread", "row gradient", "shared matrix"],
     ),
     "residual": (lambda x: np.tanh(x + np.tanh(x @ SQUARE)) @ W, ["rules", "diagonal", "shared matrix"]),
 }
@@ -46,9 +70,33 @@ def test_structure_and_values(name, samples, mode):
     f, expected = FUNCTIONS[name]
     x = RNG.standard_normal((samples, 6))
     assert kinds(f, x) == [k for k in expected if k != "identity" or expected == ["identity"]]
-    whole = gl.jacobian(f)(x)
-    want = np.stack([whole[b][..., b, :] for b in range(samples)])
-    np.testing.assert_allclose(gl.batch_jacobian(f, mode=mode)(x), want, rtol=1e-12, atol=1e-14)
+    for _ in range(2):  # the second time what is known of the first serves
+        whole = gl.jacobian(f)(x)
+        want = np.stack([whole[b][..., b, :] for b in range(samples)])
+        np.testing.assert_allclose(gl.batch_jacobian(f, mode=mode)(x), want, rtol=1e-12, atol=1e-14)
+        x = RNG.standard_normal((samples, 6))
+
+
+def test_an_index_of_each_sample_or_changed_in_place():
+    x, rows, index = RNG.standard_normal((4, 6)), np.arange(4), np.array([3, 3, 0, 1])
+    own = gl.batch_jacobian(lambda x, i: np.tanh(x[rows, i]), argnums=0)
+    np.testing.assert_allclose(own(x, index), np.eye(6)[index] * (1 - np.tanh(x) ** 2), rtol=1e-12)
+    f = lambda x: x[:, index] ** 2  # noqa: E731
+    for call in (gl.batch_jacobian(f), gl.capture(gl.batch_jacobian(f))):
+        for _ in range(2):
+            want = 2 * x[:, index, None] * np.eye(6)[index]
+            np.testing.assert_allclose(call(x), want, rtol=1e-12)
+            index[:] = RNG.integers(0, 6, 4)
+
+
+def test_what_is_not_chosen_passes_nothing():
+    x = np.array([[0.0, 4.0], [1.0, 0.0]])
+    root = lambda x: np.where(x > 0, np.sqrt(x), 0.0)  # noqa: E731  (infinite behind the choice)
+    guarded = lambda x: np.sqrt(np.where(x > 0, 0.0, x)) + x  # noqa: E731  (and before it)
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(gl.batch_jacobian(root)(x), [[[0, 0], [0, 0.25]], [[0.5, 0], [0, 0]]])
+        found = gl.batch_jacobian(guarded)(x)
+    assert found[0, 1, 1] == 1 and found[1, 0, 0] == 1 and np.isinf(found[0, 0, 0])
 
 
 def test_captured():

@@ -23,6 +23,8 @@ from typing import Any
 
 from ..device import array_module
 from ..precision import narrow, wide
+from ..segment_sum import segment_sum
+from ..trace import module_of
 
 
 class Block:
@@ -80,22 +82,32 @@ class Identity(Block):
 
 
 class Gather(Block):
-    """Entries picked from every sample, each at most once: y_bi = x_b[index_i], x_b seen as one row.
+    """Entries picked from every sample: y_bi = x_b[index_i], x_b seen as one row.
 
     `index`: integers, the shape of one sample of y, the same for all samples of x, whose first axis they are.
+    `distinct`: whether it is known that none is picked twice; going back, those of one place add up.
     """
 
-    def __init__(self, like: Any, index: Any, x_shape: tuple[int, ...]) -> None:
-        self.like, self.index, self.x_shape = like, index, x_shape
+    def __init__(self, like: Any, index: Any, x_shape: tuple[int, ...], distinct: bool = True) -> None:
+        self.like, self.index, self.x_shape, self.distinct = like, index, x_shape, distinct
         self.y_shape = (x_shape[0], *index.shape)
 
     def vjp(self, dy: Any) -> Any:
-        dx = array_module(self.like).zeros((*dy.shape[:2], prod(self.x_shape[1:])), dy.dtype)
-        dx[..., self.index.reshape(-1)] = dy.reshape((*dy.shape[:2], self.index.size))
+        rows = dy.shape[:2]
+        dx = array_module(self.like).zeros((*rows, prod(self.x_shape[1:])), dy.dtype)
+        put(dy.reshape((*rows, self.index.size)), self.index.reshape(-1), dx, self.distinct)
         return dx.reshape((dy.shape[0], *self.x_shape))
 
     def jvp(self, dx: Any) -> Any:
         return dx.reshape((*dx.shape[:2], prod(self.x_shape[1:])))[..., self.index]
+
+
+def put(d: Any, index: Any, out: Any, distinct: bool) -> None:
+    """out[..., index] += d in zeros."""
+    if distinct:
+        out[..., index] = d
+    else:
+        segment_sum(array_module(out), d, index, out)
 
 
 class Dense(Block):
@@ -127,6 +139,27 @@ class Diagonal(Block):
 
     def jvp(self, dx: Any) -> Any:
         return dx * self.d
+
+
+class Select(Block):
+    """Entries that pass where `keep`, as bools of the shape of x and y, says so; the others give exactly 0, as in
+    np.where, even where the derivative behind them is infinite."""
+
+    def __init__(self, like: Any, keep: Any) -> None:
+        self.like, self.keep = like, keep
+        self.x_shape = self.y_shape = keep.shape
+
+    def masked(self, d: Any) -> Any:
+        return module_of(self.keep).where(self.keep, d, module_of(self.like).zeros((), self.like.dtype))
+
+    def diagonal(self) -> Diagonal:
+        return Diagonal(self.masked(module_of(self.like).ones((), self.like.dtype)))
+
+    def vjp(self, dy: Any) -> Any:
+        return self.masked(dy)
+
+    def jvp(self, dx: Any) -> Any:
+        return self.masked(dx)
 
 
 class DiagonalLowRank(Block):
@@ -171,6 +204,28 @@ class RowGradient(Block):
     def jvp(self, dx: Any) -> Any:
         products = wide(dx) * wide(self.g)
         return narrow(products.sum(axis=tuple(a + 1 for a in self.axes), keepdims=self.keepdims), dx.dtype)
+
+
+class Spread(Block):
+    """Entries of x broadcast along its axes of size 1: ∂y_nc/∂x_n = g_nc, the transpose of a `RowGradient`.
+
+    g has y's shape; x has as many axes.
+    """
+
+    def __init__(self, g: Any, x_shape: tuple[int, ...]) -> None:
+        self.g = self.like = g
+        self.x_shape, self.y_shape = x_shape, g.shape
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return tuple([i for i, (n, m) in enumerate(zip(self.x_shape, self.y_shape, strict=True)) if n != m])
+
+    def vjp(self, dy: Any) -> Any:
+        products = wide(dy) * wide(self.g)
+        return narrow(products.sum(axis=tuple([a + 1 for a in self.axes]), keepdims=True), dy.dtype)
+
+    def jvp(self, dx: Any) -> Any:
+        return dx * self.g
 
 
 class SharedDense(Block):

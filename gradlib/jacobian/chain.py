@@ -13,9 +13,18 @@ from ..device import array_module
 from ..ops.batching import Tag
 from ..trace import Namespace, Node, Traced
 from .block_segment import BlockSegment, has_segment
-from .blocks import Block, Diagonal, DiagonalLowRank, Gather, Identity, SharedDense
+from .blocks import Block, Diagonal, DiagonalLowRank, Gather, Identity, RowGradient, Select, SharedDense
 from .fold import folded, structured
-from .segments import CopySegment, DiagonalSegment, GatherSegment, LinearSegment, RowSegment, RuleSegment, Segment
+from .segments import (
+    CopySegment,
+    DiagonalSegment,
+    GatherSegment,
+    LinearSegment,
+    RowSegment,
+    RuleSegment,
+    Segment,
+    SumSegment,
+)
 
 if TYPE_CHECKING:
     from .batched import Batched
@@ -62,11 +71,20 @@ def _as_segment(block: Block) -> Segment | None:
     """A block whose first axis is the batch as a segment: of its own kind, or of the general one."""
     if isinstance(block, DiagonalLowRank):
         return RowSegment(block) if block.axis else None
+    if isinstance(block, Select):
+        return DiagonalSegment(block.diagonal())
+    if isinstance(block, RowGradient) and _of_last_axes(block):
+        return SumSegment(block)
     kind = {Identity: CopySegment, Gather: GatherSegment, Diagonal: DiagonalSegment, SharedDense: LinearSegment}
     found = kind.get(type(block))
     if found is None:
         return BlockSegment(block) if has_segment(block) else None
     return found(block)
+
+
+def _of_last_axes(block: RowGradient) -> bool:
+    """Whether the rows are a sample's last axes, or all."""
+    return 0 not in block.axes and block.axes == tuple(range(len(block.x_shape) - len(block.axes), len(block.x_shape)))
 
 
 def plain_chain(call: Batched) -> list[Segment] | None:

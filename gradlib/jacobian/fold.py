@@ -6,11 +6,13 @@ diagonal, though x is used twice.
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..capture import recorded
 from ..op import Unit
 from ..ops.batching import Tag
 from ..trace import Node, module_of, namespace, raw
@@ -20,7 +22,7 @@ from .blocks import Block, Gather, Identity
 if TYPE_CHECKING:
     from .batched import Batched
 
-#: Ops of one argument that pick entries, each at most once.
+#: Ops that pick entries of one argument.
 MOVES = frozenset({"reshape", "transpose", "flip", "roll", "getitem"})
 
 
@@ -62,13 +64,23 @@ def _block(call: Batched, node: Node, i: int) -> Block | None:
 
 def _moved(call: Batched, node: Node) -> Block | None:
     """Where each entry of a sample comes from: the op itself moves their numbers."""
-    slots = (*node.parents, node.slot)
-    x, y = (call.trace.outs[s][0] for s in (slots[0], slots[-1]))
-    if len(slots) != 2 or any(call.tags[s] != Tag(-len(call.trace.outs[s][0]), 1) for s in slots):
+    slots, indices = (node.parents[0], node.slot), node.saved[1:] if len(node.parents) > 1 else ()
+    x, y = (call.trace.outs[s][0] for s in slots)
+    if any(call.tags[s] != Tag(-len(call.trace.outs[s][0]), 1) for s in slots):
         return None
     like = call.leaves[0]
     if node.op.name == "reshape":
         return Identity(like, x, y)
-    numbers = np.broadcast_to(np.arange(prod(x[1:])).reshape(x[1:]), x)
-    index = node.op.forward(np, numbers, **node.static)[0][0]
-    return Gather(like, module_of(raw(like)).asarray(index), x)
+    if indices and (node.static["template"][0] != slice(None) or any(call.tags[s] for s in node.inputs[1:] if s >= 0)):
+        return None  # another index for every sample
+    module = module_of(raw(like))
+
+    def moved(xp: Any, *indices: Any) -> Any:
+        numbers = xp.arange(prod(x[1:])).reshape((1, *x[1:]))
+        return node.op.forward(xp, numbers, *indices, **node.static)[0][0]
+
+    if indices:
+        return Gather(like, recorded(partial(moved, module), *indices), x, distinct=False)
+    index = moved(np)
+    in_order = index.size == prod(x[1:]) and bool(np.all(index.reshape(-1) == np.arange(index.size)))
+    return Identity(like, x, y) if in_order else Gather(like, module.asarray(index), x)

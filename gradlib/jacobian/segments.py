@@ -13,9 +13,10 @@ import numpy as np
 
 from ..device import array_module
 from ..op import Unit
+from ..precision import narrow, wide
 from ..sweep import accumulate, call_vjp, sweep_forward, take_cotangent
 from ..trace import Node, module_of
-from .blocks import Diagonal, DiagonalLowRank, Gather, Identity, SharedDense
+from .blocks import Diagonal, DiagonalLowRank, Gather, Identity, RowGradient, SharedDense, put
 from .low_rank import Factors, apply_rows, factors_of, write_rows
 
 if TYPE_CHECKING:
@@ -145,19 +146,19 @@ class CopySegment(Segment):
 
 
 class GatherSegment(Segment):
-    """Entries picked from each sample, the same of all: an index, a transpose, a flip."""
+    """Entries picked from each sample, the same of all: an index, a transpose, a flip, a repeat."""
 
     kind = "gather"
 
     def __init__(self, block: Gather) -> None:
         super().__init__(block.x_shape[1:], block.y_shape[1:])
-        self.index = block.index.reshape(-1)
+        self.index, self.distinct = block.index.reshape(-1), block.distinct
 
     def back(self, m: Any, at: slice, out: Any = None) -> Any:
         if out is None:
             out = module_of(m).empty((*m.shape[:2], self.n_in), m.dtype)
         out[...] = 0
-        out[:, :, self.index] = m
+        put(m, self.index, out, self.distinct)
         return out
 
     def ahead(self, m: Any, at: slice, out: Any = None) -> Any:
@@ -278,6 +279,53 @@ class RowSegment(Segment):
 
     def flops(self) -> float:
         return (1.0 + 4.0 * len(self.block.u)) * self.n_in
+
+
+class SumSegment(Segment):
+    """A number for each row, the last axes: sums, extrema, norms, losses. The rows of one sample are (R, C)."""
+
+    kind = "row gradient"
+
+    def __init__(self, block: RowGradient) -> None:
+        super().__init__(block.x_shape[1:], block.y_shape[1:])
+        self.g = block.g.reshape((block.x_shape[0], self.n_out, -1 if self.n_in else 0))
+
+    def back(self, m: Any, at: slice, out: Any = None) -> Any:
+        shape = (*m.shape, self.g.shape[2])
+        target = None if out is None else out.reshape(shape)
+        y = module_of(m).multiply(m[..., None], self.g[at, None], out=target)
+        return y.reshape((*m.shape[:2], self.n_in)) if out is None else out
+
+    def ahead(self, m: Any, at: slice, out: Any = None) -> Any:
+        stack = m.reshape((*m.shape[:2], *self.g.shape[1:]))
+        y = narrow((wide(stack) * wide(self.g[at, None])).sum(axis=3), m.dtype)
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    def dense(self, at: slice, like: Any, out: Any = None) -> Any:
+        g = self.g[at]
+        if self.n_out == 1:
+            return g
+        if out is None:
+            out = module_of(like).empty((g.shape[0], self.n_out, self.n_in), like.dtype)
+        out[...] = 0
+        rows = module_of(like).arange(self.n_out)
+        out.reshape((g.shape[0], self.n_out, *g.shape[1:]))[:, rows, rows] = g
+        return out
+
+    def dense_flops(self) -> float:
+        return float(self.n_in * self.n_out)
+
+    def arrays(self) -> tuple:
+        return (self.g,)
+
+    def with_arrays(self, arrays: tuple) -> Segment:
+        return replaced(self, g=arrays[0])
+
+    def flops(self) -> float:
+        return 2.0 * self.n_in
 
 
 class RuleSegment(Segment):

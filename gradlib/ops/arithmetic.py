@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..jacobian.blocks import Select
 from ..op import Op, check_broadcast, lift, shape_of, unbroadcast
 from ..trace import CREATORS, HANDLERS, Traced
 from .batching import elementwise_batch
@@ -149,12 +150,21 @@ def _where_jvp(xp: Any, saved: tuple, dx: tuple) -> Any:
     return xp.broadcast_to(xp.where(c, da, db), (v, *y.shape))
 
 
+def _where_block(xp: Any, saved: tuple, i: int) -> Any:
+    c, y = saved[0], saved[-1]
+    if not i or shape_of(saved[i]) != y.shape:
+        return None
+    passes = xp.not_equal(c, 0) if i == 1 else xp.equal(c, 0)
+    return Select(xp.empty((), y.dtype), xp.broadcast_to(passes, y.shape))
+
+
 _where = Op(
     "where",
     check=lambda c, a, b: check_broadcast("where", c, a, b),
     forward=_where_forward,
     vjp=_where_vjp,
     jvp=_where_jvp,
+    block=_where_block,
     batch=elementwise_batch,
     reads=((), (0,), (0,)),
 )

@@ -20,8 +20,8 @@ import numpy as np
 from .. import tree
 from ..op import Op, describe, total
 from ..precision import is_narrow, wide
+from ..segment_sum import segment_sum
 from ..trace import Namespace
-from .index import _segment_sum
 
 
 class Pattern:
@@ -99,7 +99,7 @@ def _matrix(data: Any, indices: Any, indptr: Any, width: int) -> Any:
 
 def _sum_rows(xp: Any, terms: Any, at: Any, rows: int) -> Any:
     """out[at[j]] += terms[j] in a fixed order: terms (nnz, N) -> (rows, N)."""
-    return _segment_sum(xp, terms.T, at, xp.zeros((terms.shape[1], rows), terms.dtype)).T
+    return segment_sum(xp, terms.T, at, xp.zeros((terms.shape[1], rows), terms.dtype)).T
 
 
 def _by_scipy(f: Any, data: Any, x: Any) -> Any:

@@ -21,6 +21,7 @@ from ..device import adopt, array_module
 from ..jacobian.factors import Gathered, by_sample
 from ..kept import form_of
 from ..op import Op, describe, shape_of
+from ..segment_sum import segment_sum
 from ..trace import RECORDER, Namespace, Traced, module_of, raw
 from .batching import UNKNOWN, Mixed, Tag
 from .nondiff import concrete
@@ -59,19 +60,7 @@ def _scatter_stack(xp: Any, dy: Any, index: tuple, template: tuple, shape: tuple
         return out
     # Each entry of y names a flat position of x; equal positions are summed in a fixed order.
     flat = xp.arange(size).reshape(shape)[index].reshape(-1)
-    return _segment_sum(xp, dy.reshape(v, flat.size), flat, out.reshape(v, size)).reshape(out.shape)
-
-
-def _segment_sum(xp: Any, dy: Any, at: Any, out: Any) -> Any:
-    """out[:, at[i]] += dy[:, i] without atomics: sort by position, then sum each run."""
-    if not at.size or not dy.shape[0]:
-        return out
-    order = xp.argsort(at, kind="stable")
-    sorted_at = at[order]
-    first = xp.concatenate([xp.ones(1, bool), sorted_at[1:] != sorted_at[:-1]])
-    starts = xp.nonzero(first)[0]
-    out[:, sorted_at[starts]] = xp.add.reduceat(dy[:, order], starts, axis=1)
-    return out
+    return segment_sum(xp, dy.reshape(v, flat.size), flat, out.reshape(v, size)).reshape(out.shape)
 
 
 def _getitem_forward(xp: Any, x: Any, *arrays: Any, template: tuple, aligned: tuple = ()) -> tuple:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..jacobian.blocks import RowGradient
 from ..op import Op, describe, normalize_axes, normalize_axis, shape_of, total
 from ..precision import is_narrow, narrow, wide
 from ..trace import HANDLERS, Namespace
@@ -62,7 +63,11 @@ def _jvp(xp: Any, saved: tuple, dx: tuple, *, p: float, axis: Axes, keepdims: bo
     return total(xp, d * _slope(xp, saved, p), behind, keepdims)
 
 
-_p_norm = Op("p_norm", forward=_forward, vjp=_vjp, jvp=_jvp, batch=reduction_batch("norm"))
+def _block(xp: Any, saved: tuple, i: int, *, p: float, axis: Axes, keepdims: bool) -> Any:
+    return RowGradient(narrow(_slope(xp, tuple(map(wide, saved)), p), saved[0].dtype), axis, keepdims)
+
+
+_p_norm = Op("p_norm", forward=_forward, vjp=_vjp, jvp=_jvp, block=_block, batch=reduction_batch("norm"))
 
 
 def _of_vectors(name: str, x: Any, p: Any, axis: Axes, keepdims: bool) -> Any:

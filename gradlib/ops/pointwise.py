@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..jacobian.blocks import Diagonal, Identity
+from ..jacobian.blocks import Diagonal, Identity, Spread
 from ..jacobian.factors import Rows, by_sample
 from ..kept import places_read
 from ..op import Op, check_broadcast, lift, shape_of, unbroadcast
@@ -105,12 +105,13 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
         return dy if dy.shape == shape else xp.broadcast_to(dy, shape)
 
     def block(xp: Any, saved: tuple, i: int, **static: Any) -> Any:
-        y = saved[-1]
-        if shape_of(saved[i]) != y.shape:
-            return None  # broadcast: no longer a diagonal
-        if dfs[i] == 1:
-            return Identity(xp.empty((), y.dtype), y.shape)
-        return Diagonal(scale(xp, i, xp.ones((1, *y.shape), y.dtype), saved, static)[0])
+        y, shape = saved[-1], shape_of(saved[i])
+        if dfs[i] is None or len(shape) != len(y.shape):
+            return None
+        if dfs[i] == 1 and shape == y.shape:
+            return Identity(xp.empty((), y.dtype), shape)
+        d = scale(xp, i, xp.ones((1, *y.shape), y.dtype), saved, static)[0]
+        return Diagonal(d) if shape == y.shape else Spread(d, shape)
 
     formula: Any = dfs[0] if callable(dfs[0]) else None
     one, many = (forward_one, vjp_one, jvp_one), (forward_many, vjp_many, jvp_many)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..jacobian.blocks import RowGradient
 from ..op import Op, describe, normalize_axes, normalize_axis, shape_of, total
 from ..precision import is_narrow, narrow, wide, working
 from ..trace import HANDLERS, lose_trace
@@ -57,6 +58,11 @@ def _sum_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) ->
     return total(xp, dx[0], _behind(axis), keepdims)
 
 
+def _sum_block(xp: Any, saved: tuple, i: int, *, axis: Axes, keepdims: bool) -> Any:
+    x = saved[0]
+    return RowGradient(xp.broadcast_to(xp.ones((), x.dtype), x.shape), axis, keepdims)
+
+
 def _mean_forward(xp: Any, x: Any, *, axis: Axes, keepdims: bool) -> tuple:
     if x.dtype.itemsize == 2 and is_narrow(x.dtype):
         return xp.mean(wide(x), axis=axis, keepdims=keepdims).astype(x.dtype), (x,)
@@ -73,6 +79,11 @@ def _mean_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, axis: Axes, keepdi
 
 def _mean_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) -> Any:
     return _sum_jvp(xp, saved, dx, axis=axis, keepdims=keepdims) / _count(saved[0], axis)
+
+
+def _mean_block(xp: Any, saved: tuple, i: int, *, axis: Axes, keepdims: bool) -> Any:
+    x = saved[0]
+    return RowGradient(xp.broadcast_to(xp.ones((), x.dtype) / _count(x, axis), x.shape), axis, keepdims)
 
 
 def _extremum_rules(name: str, reduce: Callable[..., Any]) -> dict[str, Any]:
@@ -98,7 +109,11 @@ def _extremum_rules(name: str, reduce: Callable[..., Any]) -> dict[str, Any]:
         hit, count = share(xp, saved, axis)
         return narrow(total(xp, dx[0] * hit / count, _behind(axis), keepdims), dx[0].dtype)
 
-    return {"forward": forward, "vjp": vjp, "jvp": jvp}
+    def block(xp: Any, saved: tuple, i: int, *, axis: Axes, keepdims: bool) -> Any:
+        hit, count = share(xp, saved, axis)
+        return RowGradient(narrow(hit / count, saved[0].dtype), axis, keepdims)
+
+    return {"forward": forward, "vjp": vjp, "jvp": jvp, "block": block}
 
 
 def _prod_forward(xp: Any, x: Any, *, axis: Axes, keepdims: bool) -> tuple:
@@ -140,6 +155,11 @@ def _prod_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) -
     return total(xp, dx[0] * _products_of_others(xp, x, axis), _behind(axis), keepdims)
 
 
+def _prod_block(xp: Any, saved: tuple, i: int, *, axis: Axes, keepdims: bool) -> Any:
+    x = saved[0]
+    return RowGradient(_products_of_others(xp, x, axis), axis, keepdims) if x.size else None
+
+
 def _cumsum_forward(xp: Any, x: Any, *, axis: int) -> tuple:
     return xp.cumsum(x, axis=axis), ()
 
@@ -160,17 +180,28 @@ def _check_nonempty(name: str) -> Callable[..., None]:
     return check
 
 
-_sum = Op("sum", forward=_sum_forward, vjp=_sum_vjp, jvp=_sum_jvp, batch=reduction_batch("sum"), reads=((),))
+_sum = Op(
+    "sum",
+    forward=_sum_forward,
+    vjp=_sum_vjp,
+    jvp=_sum_jvp,
+    block=_sum_block,
+    batch=reduction_batch("sum"),
+    reads=((),),
+)
 _mean = Op(
     "mean",
     check=_check_nonempty("mean"),
     forward=_mean_forward,
     vjp=_mean_vjp,
     jvp=_mean_jvp,
+    block=_mean_block,
     batch=reduction_batch("mean"),
     reads=((),),
 )
-_prod = Op("prod", forward=_prod_forward, vjp=_prod_vjp, jvp=_prod_jvp, batch=reduction_batch("prod"))
+_prod = Op(
+    "prod", forward=_prod_forward, vjp=_prod_vjp, jvp=_prod_jvp, block=_prod_block, batch=reduction_batch("prod")
+)
 _max = Op(
     "max", check=_check_nonempty("max"), batch=reduction_batch("max"), **_extremum_rules("max", np.maximum.reduce)
 )
