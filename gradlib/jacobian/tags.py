@@ -7,6 +7,7 @@ a `batch` rule makes what depends on it UNKNOWN; `probe` then tests, at this poi
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def probe(
         )
 
 
-def _masked(masks: np.ndarray, slots: list[int], forms: list[tuple], xp: Any) -> dict[int, Any]:
+def _masked(masks: np.ndarray, slots: list[int], forms: Sequence[tuple], xp: Any) -> dict[int, Any]:
     """By slot, random numbers for the samples of each mask: [V, B, ...]."""
     rng, found = np.random.default_rng(0), {}
     for slot, (shape, dtype) in zip(slots, forms, strict=True):
