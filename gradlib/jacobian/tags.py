@@ -6,8 +6,7 @@ a `batch` rule makes what depends on it UNKNOWN; `probe` then tests, at this poi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
