@@ -28,7 +28,7 @@ from .launch import FLOATS, HALVES, THREADS, contiguous, cuda_kernel, empty, vec
 from .optim import CHUNK, by_dtype, chunk_places, chunk_table
 
 
-@cuda_kernel(FLOATS + HALVES, vector=lambda *key: True)
+@cuda_kernel(FLOATS + HALVES, vector=lambda *key: "loads")
 def squares_of_chunks(S):
     """partial[block] = the sum of squares of its chunk: rows of the table are n and g."""
     T, at, W = arithmetic(S), as_pointer(S), vector_width(S)
@@ -56,7 +56,7 @@ def squares_of_chunks(S):
     return body
 
 
-@cuda_kernel(vector=lambda *key: True)
+@cuda_kernel(vector=lambda *key: "loads")
 def norm_and_scale(T):
     """result = (norm, scale) from the partial sums; one block."""
     W = vector_width(T)

@@ -88,7 +88,7 @@ def spread(S, L):
     return body
 
 
-@cuda_kernel(FLOATS + HALVES, ((8,), (32,)), without=_left_out, vector=lambda *key: True, registers=72)
+@cuda_kernel(FLOATS + HALVES, ((8,), (32,)), without=_left_out, vector=lambda *key: "loads", registers=72)
 def row_dots(S, L):
     """out[v, row] = sum_j d[v, row, j] g[row, j], in the type of the arithmetic; a group of L lanes a row."""
     T, W = arithmetic(S), vector_width(S)

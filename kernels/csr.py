@@ -62,7 +62,7 @@ def gather_rows(T, L):
     return body
 
 
-@cuda_kernel(variants=LANES, vector=lambda *key: True, registers=80)
+@cuda_kernel(variants=LANES, vector=lambda *key: "loads", registers=80)
 def entry_dots(T, L):
     """out[v, j] = z[v, row[j]] . w[column[j]], a group of L lanes an entry; z (V, B, n), w (K, n), out (V, entries)."""
     W = vector_width(T)

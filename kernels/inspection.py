@@ -19,10 +19,11 @@ from pathlib import Path
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_90a", "sm_100")
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.M)
+FLOAT_ATOMICS = r"^(ATOM|ATOMG|ATOMS|RED|REDG)\.(.*\.)?(F16|F16x2|BF16|BF16x2|F32|F64|CAS|CAST)(\.|$)"  # CAS: in a loop
 FLOAT64 = re.compile(r"^(DADD|DMUL|DFMA|DSETP|DMNMX|MUFU\.\w+64H)")  # arithmetic; conversions are free to be
 REGISTERS = {"float16": 64, "bfloat16": 64, "float32": 64, "float64": 128}  # ceilings, unless a kernel states its own
 WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
-RULES = ("registers", "local memory", "float64", "call", "generic access", "vector access")
+RULES = ("registers", "local memory", "float64", "call", "generic access", "vector access", "atomics")
 MISSING = 'cannot compile kernels here ({}): pip install "gradlib[check]"'
 
 
@@ -32,7 +33,8 @@ def inspect_all(archs=ARCHITECTURES, only="", processes=2) -> list[dict]:
     archs: names such as "sm_90a"; only: a regular expression that the kernels' names must contain.
     -> one row a kernel, dtype, variant and architecture: name, arch, dtype, registers, spill_bytes, stack_bytes,
     shared_bytes, instructions, load_bytes and store_bytes (a loop's body once), vector_loads, vector_stores,
-    generic_accesses, calls, float64_ops, and what was promised: register_limit, vector_promised, excepted.
+    generic_accesses, calls, float64_ops, float_atomics, and what was promised: register_limit, vector_promised (of
+    "loads" and "stores"), excepted.
     Raises RuntimeError where the compiler or the disassembler is missing, or a kernel does not compile.
 
     >>> rows = inspect_all(["sm_90"], only="softmax")       # doctest: +SKIP
@@ -51,16 +53,15 @@ def gate(rows) -> list[str]:
 
 
 def _faults(row):
+    narrow = [kind for kind in row["vector_promised"] if not row[f"vector_{kind}"]]
     found = {
         "registers": (row["registers"] > row["register_limit"], f"{row['registers']} registers"),
         "local memory": (row["spill_bytes"] or row["stack_bytes"], f"{row['stack_bytes']} bytes of stack"),
         "float64": (row["dtype"] != "float64" and row["float64_ops"], f"{row['float64_ops']} float64 operations"),
         "call": (row["dtype"] != "float64" and row["calls"], f"{row['calls']} calls"),
         "generic access": (row["generic_accesses"], f"{row['generic_accesses']} generic loads or stores"),
-        "vector access": (
-            row["vector_promised"] and not row["vector_loads"] + row["vector_stores"],
-            "no 16-byte access, though promised",
-        ),
+        "vector access": (narrow, f"no 16-byte {' and no 16-byte '.join(narrow)}, though promised"),
+        "atomics": (row["float_atomics"], f"{row['float_atomics']} atomic operations on floats"),
     }
     return [f"{rule}: {text}" for rule, (broken, text) in found.items() if broken and rule not in row["excepted"]]
 
@@ -121,7 +122,7 @@ def _compile(kernel, key, archs):
         "name": kernel.name_of(key),
         "dtype": key[0],
         "register_limit": kernel.expect.get("registers", REGISTERS[key[0]]),
-        "vector_promised": bool(promise(*key)),
+        "vector_promised": [kind for kind in ("loads", "stores") if promise(*key) in (True, kind)],
         "excepted": list(excepted(*key)),
     }
     try:
@@ -186,6 +187,7 @@ def _figures(count, resources):
         # Counted by the routines that return: ptxas also writes CALL for a jump out of a loop.
         "calls": _matching(count, r"^RET"),
         "float64_ops": _matching(count, FLOAT64),
+        "float_atomics": _matching(count, FLOAT_ATOMICS),
     }
 
 

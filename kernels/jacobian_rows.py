@@ -24,7 +24,7 @@ RANKS = (0, 1, 2)
 @cuda_kernel(
     dtypes=FLOATS + HALVES,
     variants=[(rank,) for rank in RANKS],
-    vector=lambda *key: True,
+    vector=lambda dtype, rank: True if rank else "stores",
     registers=80,
 )
 def low_rank_rows(S, rank):

@@ -126,8 +126,8 @@ def cuda_kernel(dtypes=FLOATS, variants=((),), without=lambda *key: False, **exp
     dtypes, variants: what it is made for; a variant is the tuple of the factory's arguments after the dtype.
     without: function of (dtype, *variant), True for a combination left out.
     expect: what `inspection.gate` holds it to. registers: a ceiling (64, for float64 128); vector: function of (dtype,
-    *variant), True where 16-byte accesses are promised; except_for: function of the same, the names of the rules it may
-    break.
+    *variant), True where 16-byte loads and stores are promised, "loads" or "stores" where these alone; except_for:
+    function of the same, the names of the rules it may break.
     """
 
     def declare(factory):

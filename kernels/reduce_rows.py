@@ -71,7 +71,7 @@ def _over(T, combine, neutral, L):
     FLOATS + HALVES,
     variants=[(kind, L) for kind in KINDS for L in ROW_LANES],
     without=lambda dtype, kind, L: L not in row_lanes(dtype),
-    vector=lambda *key: True,
+    vector=lambda *key: "loads",
     registers=112,
 )
 def reduce_rows(S, kind, L):
@@ -205,7 +205,7 @@ def reduce_columns(S, kind, L):
     variants=[(kind, rule, L) for kind in ("max", "norm") for rule in ("vjp", "jvp") for L in ROW_LANES[1:]],
     dtypes=FLOATS + HALVES,
     without=lambda dtype, kind, rule, L: dtype in HALVES and L == THREADS,
-    vector=lambda *key: True,
+    vector=lambda dtype, kind, rule, L: True if rule == "vjp" else "loads",
     registers=112,
 )
 def slope_rows(S, kind, rule, L):

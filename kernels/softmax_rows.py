@@ -43,8 +43,14 @@ LONG_PAIRS = ((32, 32), (256, 16), (256, 32))  # of aligned rows, derivatives
 FILL = 4096  # blocks that keep any GPU busy
 
 
-def _promise(dtype, kind, lanes, held):
-    return held > 1
+def promise(number):
+    """-> function of (dtype, kind, *shape): what is moved 16 bytes at a time. The result of the kind called `number` is
+    one number a row."""
+
+    def of(dtype, kind, lanes=1, held=2):
+        return held > 1 and ("loads" if kind == number else True)
+
+    return of
 
 
 def _left_out(dtype, kind, *group):
@@ -71,7 +77,7 @@ def finite_shift(T):
     dtypes=FLOATS + HALVES,
     variants=[(kind, *g) for kind in FORWARD for g in dict.fromkeys(GROUPS + HALF_GROUPS)],
     without=_left_out,
-    vector=_promise,
+    vector=promise("logsumexp"),
 )
 def held_rows(S, kind, L, R, access="either"):
     """y = kind(x) for rows of n <= L * R elements, a group of L lanes a row, R elements a lane."""
@@ -157,7 +163,7 @@ def derivative_of(T, kind):
     dtypes=FLOATS + HALVES,
     variants=[(kind, *g) for kind in BACKWARD for g in dict.fromkeys(GROUPS + HALF_GROUPS)],
     without=_left_out,
-    vector=_promise,
+    vector=promise("logsumexp_jvp"),
 )
 def held_rows_derivative(S, kind, L, R, access="either"):
     """out[v] = the derivative of `kind` applied to d[v], v < V; y is what was saved, x and lse (rows) for logsumexp."""

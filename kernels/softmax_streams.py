@@ -28,7 +28,7 @@ from .intrinsics import (
     row_access,
 )
 from .launch import FLOATS, HALVES, THREADS, cuda_kernel, dtype_of
-from .softmax_rows import BACKWARD, FORWARD, derivative_of, finite_shift
+from .softmax_rows import BACKWARD, FORWARD, derivative_of, finite_shift, promise
 
 FAR = 64  # elements a thread, of the longest chunks
 
@@ -63,7 +63,7 @@ def chunk_access(S, R, access="either"):
     return load, store
 
 
-@cuda_kernel(dtypes=FLOATS + HALVES, variants=[(kind,) for kind in FORWARD], vector=lambda *key: True, registers=128)
+@cuda_kernel(dtypes=FLOATS + HALVES, variants=[(kind,) for kind in FORWARD], vector=promise("logsumexp"), registers=128)
 def streamed_rows(S, kind, R=None, access="either"):
     """y = kind(x) for long rows, a block a row, R elements a thread at a time: m and s in one walk, y in a second."""
     T, R = arithmetic(S), R or held_of(S)
@@ -123,7 +123,7 @@ def far_streamed_rows(S, kind):
 @cuda_kernel(
     dtypes=FLOATS + HALVES,
     variants=[(kind,) for kind in BACKWARD],
-    vector=lambda *key: True,
+    vector=promise("logsumexp_jvp"),
     registers=128,  # two chunks held
 )
 def streamed_rows_derivative(S, kind):

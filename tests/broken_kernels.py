@@ -1,6 +1,10 @@
 """Kernels that each break one rule of the gate, for `test_gate.py`, which compiles them in a process of its own."""
 
-from gradlib.kernels.intrinsics import cuda, dynamic_shared, int32, int64, pointer
+from llvmlite import ir
+from numba.cuda import types
+from numba.cuda.extending import intrinsic
+
+from gradlib.kernels.intrinsics import cuda, dynamic_shared, int32, int64, pointer, tile_access
 from gradlib.kernels.launch import cuda_kernel
 
 FLOAT32 = ("float32",)
@@ -74,5 +78,41 @@ def vector_access(T):
 
     def body(x: pointer(T), y: pointer(T)):
         y[cuda.threadIdx.x] = x[cuda.threadIdx.x]
+
+    return body
+
+
+@cuda_kernel(dtypes=FLOAT32, vector=lambda *key: True)
+def narrow_stores(T):
+    """Four numbers a load, one a store."""
+    load, _ = tile_access(T, 4)
+
+    def body(x: pointer(T), y: pointer(T), n: int64):
+        tile = cuda.local.array(4, T)
+        load(x, cuda.threadIdx.x * 4, n, tile, 0, int32(1))
+        for k in range(4):
+            y[k * n + cuda.threadIdx.x] = tile[k]
+
+    return body
+
+
+@intrinsic
+def added(typing_context, memory, value):
+    """memory[0] += value, of all threads in any order."""
+
+    def emit(context, builder, signature, values):
+        kind = ir.FunctionType(ir.VoidType(), [v.type for v in values])
+        builder.call(ir.InlineAsm(kind, "red.global.add.f32 [$0], $1;", "l,f", side_effect=True), values)
+        return context.get_dummy_value()
+
+    return types.void(memory, value), emit
+
+
+@cuda_kernel(dtypes=FLOAT32)
+def atomics(T):
+    """A sum whose last bits differ from run to run."""
+
+    def body(x: pointer(T), y: pointer(T)):
+        added(y, x[cuda.threadIdx.x])
 
     return body

@@ -57,7 +57,8 @@ GOOD = {
     "calls": 0,
     "float64_ops": 0,
     "register_limit": 64,
-    "vector_promised": True,
+    "float_atomics": 0,
+    "vector_promised": ["loads", "stores"],
     "excepted": [],
 }
 
@@ -72,6 +73,9 @@ GOOD = {
         ({"calls": 1}, "call"),
         ({"generic_accesses": 1}, "generic access"),
         ({"vector_loads": 0, "vector_stores": 0}, "vector access"),
+        ({"vector_loads": 0}, "vector access"),
+        ({"vector_stores": 0}, "vector access"),
+        ({"float_atomics": 1}, "atomics"),
     ],
 )
 def test_gate_finds(change, rule):
@@ -83,6 +87,29 @@ def test_gate_finds(change, rule):
 
 def test_float64_kernels_may_calculate_in_float64():
     assert inspection.gate([GOOD | {"dtype": "float64", "float64_ops": 9, "calls": 2}]) == []
+
+
+def test_what_is_only_read_need_not_be_written():
+    assert inspection.gate([GOOD | {"vector_promised": ["loads"], "vector_stores": 0}]) == []
+    assert inspection.gate([GOOD | {"vector_promised": ["stores"], "vector_loads": 0}]) == []
+    assert inspection.gate([GOOD | {"vector_promised": [], "vector_loads": 0, "vector_stores": 0}]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "float_atomics"),
+    [
+        ("RED.E.ADD.F32.FTZ.RN.STRONG.GPU", 1),
+        ("REDG.E.ADD.F32.FTZ.RN.STRONG.GPU", 1),
+        ("ATOM.E.ADD.F64.RN.STRONG.GPU", 1),
+        ("ATOMG.E.CAS.STRONG.GPU", 1),
+        ("ATOMS.CAST.SPIN", 1),
+        ("ATOMG.E.ADD.STRONG.GPU", 0),
+        ("RED.E.MAX.S32.STRONG.GPU", 0),
+        ("REDUX.SUM", 0),
+    ],
+)
+def test_atomics_on_floats(name, float_atomics):
+    assert inspection._figures({name: 1}, (0, 0, 0))["float_atomics"] == float_atomics
 
 
 def test_missing_tools_say_what_to_install(monkeypatch):
@@ -125,6 +152,7 @@ def test_reading_a_listing(monkeypatch):
         "generic_accesses": 1,
         "calls": 1,
         "float64_ops": 1,
+        "float_atomics": 0,
     }
 
 

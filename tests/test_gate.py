@@ -46,6 +46,12 @@ def rows(compiled):
     return {row["name"].split(".")[1].removesuffix("-float32"): row for row in compiled["rows"]}
 
 
+def test_the_gate_asks_for_loads_and_stores(rows):
+    assert rows["narrow_stores"]["vector_loads"] == 1
+    (fault,) = inspection.gate([rows["narrow_stores"]])
+    assert fault.endswith("vector access: no 16-byte stores, though promised")
+
+
 @pytest.mark.parametrize("rule", inspection.RULES)
 def test_the_gate_finds_a_kernel_that_breaks(rule, rows):
     broken = rows[rule.replace(" ", "_")]
