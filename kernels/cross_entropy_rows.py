@@ -17,6 +17,7 @@ from .intrinsics import (
     device,
     divide,
     element_access,
+    exponential,
     int32,
     int64,
     math,
@@ -129,7 +130,7 @@ def held_loss(S, L, R, access="either"):
     """losses (rows), g / count (rows, n) of rows of n <= L * R classes, a group of L lanes a row, R classes a lane."""
     T = arithmetic(S)
     add, largest = reductions(T, L)
-    finite, (class_of, loss, slope, shares) = finite_shift(T), _pieces(T)
+    finite, exp, (class_of, loss, slope, shares) = finite_shift(T), exponential(T), _pieces(T)
     load, store = row_access(S, L, R, access)
     get, _ = element_access(S)
     filled, slot_of = _slots(L, R, min(R, vector_width(S)))
@@ -166,7 +167,7 @@ def held_loss(S, L, R, access="either"):
             shifted = held[k] - m
             if k < full:
                 total += shifted
-            held[k] = math.exp(shifted)
+            held[k] = exp(shifted)
             s += held[k]
         s, total = add(s), add(total)
         each, even, own = shares(t, n, smooth, count)
@@ -193,7 +194,7 @@ def streamed_loss(S, R=None, access="either"):
     CHUNK = THREADS * R
     get, _ = element_access(S)
     add, largest = reductions(T, THREADS)
-    finite, (class_of, loss, slope, shares) = finite_shift(T), _pieces(T)
+    finite, exp, (class_of, loss, slope, shares) = finite_shift(T), exponential(T), _pieces(T)
     load, store = chunk_access(S, R, access)
     filled, slot_of = _chunk_slots(R, vector_width(S), access)
 
@@ -224,20 +225,20 @@ def streamed_loss(S, R=None, access="either"):
             for k in range(R):
                 top = held[k] if held[k] > top else top
             shift = finite(top)
-            s *= math.exp(m - shift)
+            s *= exp(m - shift)
             total += T(seen) * (finite(m) - shift)  # it stays the sum of x_j - shift
             full = filled(left, lane, wide)
             for k in range(R):
                 shifted = held[k] - shift
                 if k < full:
                     total += shifted
-                s += math.exp(shifted)
+                s += exp(shifted)
             seen = int32(seen + full)
             m = top
             start += CHUNK
         mine = m
         m = finite(largest(m))
-        s = add(s * math.exp(mine - m))
+        s = add(s * exp(mine - m))
         total = add(total + T(seen) * (finite(mine) - m))
         if lane == 0:
             x_t = get(x, base + t) - m if t >= 0 else T(0)
@@ -251,7 +252,7 @@ def streamed_loss(S, R=None, access="either"):
                 load(x, base + start, left, lane, held, wide)
             at = slot_of(t - start, lane, wide)
             for k in range(R):
-                held[k] = slope(math.exp(held[k] - m), scale, even, own, k == at, ignored)
+                held[k] = slope(exp(held[k] - m), scale, even, own, k == at, ignored)
             store(g, base + start, left, lane, held, wide)
 
     return body

@@ -33,6 +33,12 @@ def multiply_add(a, b, c):
     return a.dtype.type(wide(a) * wide(b) + wide(c))
 
 
+def power_of_two(x):
+    """2^x of float32, 0 below 2^-126."""
+    y = np.exp2(x)
+    return float32(0) if y < np.finfo(float32).tiny else y
+
+
 def quotient(a, b):
     """a // b of int32, 0 <= a, 0 < b."""
     return int32(a) // int32(b)

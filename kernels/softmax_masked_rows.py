@@ -19,9 +19,9 @@ from .intrinsics import (
     cuda,
     device,
     divide,
+    exponential,
     int32,
     int64,
-    math,
     pointer,
     quotient,
     reductions,
@@ -96,7 +96,7 @@ def held_attended(S, L, R):
     """y = softmax of x over the entries to attend to, rows of n <= L * R elements, a group of L lanes a row."""
     T = arithmetic(S)
     add, largest = reductions(T, L)
-    finite = finite_shift(T)
+    finite, exp = finite_shift(T), exponential(T)
     W = vector_width(S)
     bits, is_shown = _bits(W)
     TILES = R // W
@@ -140,7 +140,7 @@ def held_attended(S, L, R):
             m = held[k] if held[k] > m else m
         m = finite(largest(m))
         for k in range(R):
-            held[k] = math.exp(held[k] - m)
+            held[k] = exp(held[k] - m)
             s += held[k]
         s = add(s)
         scale = divide(T(1), s) if s != T(0) else T(0)
@@ -156,7 +156,7 @@ def streamed_attended(S):
     """The same for long rows, a block a row: maximum and sum in one pass, y in a second."""
     T = arithmetic(S)
     add, largest = reductions(T, None)
-    finite = finite_shift(T)
+    finite, exp = finite_shift(T), exponential(T)
     W = vector_width(S)
     bits, is_shown = _bits(W)
     load, store = tile_access(S, W)
@@ -195,19 +195,19 @@ def streamed_attended(S):
             top = m
             for k in range(W):
                 top = tile[k] if tile[k] > top else top
-            s *= math.exp(m - finite(top))
+            s *= exp(m - finite(top))
             m = top
             for k in range(W):
-                s += math.exp(tile[k] - finite(top))
+                s += exp(tile[k] - finite(top))
             j += int32(cuda.blockDim.x) * int32(W)
         top = finite(largest(m))
-        s = add(s * math.exp(m - top))
+        s = add(s * exp(m - top))
         scale = divide(T(1), s) if s != T(0) else T(0)
         j = first
         while j < n:
             read(x, mask, base, words, j, keys, tile, has_mask, wide)
             for k in range(W):
-                tile[k] = math.exp(tile[k] - top) * scale
+                tile[k] = exp(tile[k] - top) * scale
             store(y, base + j, base + n, tile, 0, wide)
             j += int32(cuda.blockDim.x) * int32(W)
 

@@ -24,6 +24,7 @@ from .intrinsics import (
     device,
     divide,
     element_access,
+    exponential,
     int32,
     int64,
     math,
@@ -83,7 +84,7 @@ def held_rows(S, kind, L, R, access="either"):
     """y = kind(x) for rows of n <= L * R elements, a group of L lanes a row, R elements a lane."""
     T = arithmetic(S)
     add, largest = reductions(T, L)
-    finite = finite_shift(T)
+    finite, exp = finite_shift(T), exponential(T)
     load, store = row_access(S, L, R, access)
     _, put = element_access(S)
     is_softmax, is_sum = kind == "softmax", kind == "logsumexp"
@@ -102,7 +103,7 @@ def held_rows(S, kind, L, R, access="either"):
         m = finite(largest(m))
         for k in range(R):
             held[k] -= m
-            e = math.exp(held[k])
+            e = exp(held[k])
             s += e
             if is_softmax:
                 held[k] = e

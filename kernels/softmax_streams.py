@@ -19,6 +19,7 @@ from .intrinsics import (
     device,
     divide,
     element_access,
+    exponential,
     int32,
     int64,
     math,
@@ -69,7 +70,7 @@ def streamed_rows(S, kind, R=None, access="either"):
     T, R = arithmetic(S), R or held_of(S)
     CHUNK = THREADS * R
     add, largest = reductions(T, THREADS)
-    finite = finite_shift(T)
+    finite, exp = finite_shift(T), exponential(T)
     load, store = chunk_access(S, R, access)
     _, put = element_access(S)
     is_softmax, is_sum = kind == "softmax", kind == "logsumexp"
@@ -87,13 +88,13 @@ def streamed_rows(S, kind, R=None, access="either"):
             for k in range(R):
                 top = held[k] if held[k] > top else top
             shift = finite(top)
-            s *= math.exp(m - shift)
+            s *= exp(m - shift)
             for k in range(R):
-                s += math.exp(held[k] - shift)
+                s += exp(held[k] - shift)
             m = top
             start += CHUNK
         top = finite(largest(m))
-        s = add(s * math.exp(m - top))
+        s = add(s * exp(m - top))
         if is_sum:
             if lane == 0:
                 put(y, row, top + math.log(s))
@@ -108,7 +109,7 @@ def streamed_rows(S, kind, R=None, access="either"):
                 load(x, base + start, left, lane, held, wide)
             for k in range(R):
                 held[k] -= top
-                held[k] = math.exp(held[k]) * scale if is_softmax else held[k] - log_s
+                held[k] = exp(held[k]) * scale if is_softmax else held[k] - log_s
             store(y, base + start, left, lane, held, wide)
 
     return body

@@ -111,6 +111,17 @@ def test_extreme_rows(n, dtype, schedule):
         assert np.isfinite(result).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_small_entries_keep_their_digits(dtype):
+    """Of themselves, not of the largest: x_j - m is rounded, and in float32 its product with log2 e."""
+    x = np.linspace(-80, 5, 500).astype(dtype)[None]
+    p, _, _ = reference(x)
+    y, _ = call(kernels.softmax.forward, x, axis=1)
+    assert (abs(y / p - 1) <= (2.3 * (5 - x) + 16) * np.finfo(dtype).eps / 2).all()
+    x[0, :250] = -1e3
+    assert (call(kernels.softmax.forward, x, axis=1)[0][0, :250] == 0).all()
+
+
 def extreme(n, rows):
     """All -inf; a maximum that moves from chunk to chunk; one at the very end; NaN."""
     x = np.zeros((4, n), "float32")
