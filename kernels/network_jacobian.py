@@ -31,10 +31,10 @@ from .launch import (
     contiguous,
     cuda_kernel,
     empty,
-    simulating,
     takes,
     vector_width,
 )
+from .machine import device_machine, machine_of
 from .network_tiles import (
     ACTIVATIONS,
     ROWS,
@@ -150,32 +150,9 @@ def tiles_of_samples(T, diagonals):
     return body
 
 
-class Machine(NamedTuple):
-    """What a plan depends on: multiprocessors, and bytes of shared memory of a block and of a multiprocessor."""
-
-    multiprocessors: int
-    block_bytes: int
-    bytes: int
-
-
-SIMULATED_MACHINE = Machine(2, 227 << 10, 228 << 10)
 RESIDENT = {4: 3, 8: 2}  # itemsize -> blocks that a multiprocessor's registers hold
 RESERVED = 1024  # bytes of shared memory that a block takes beside its own
 MOST_SAMPLES = 64  # of a tile
-
-
-@lru_cache(maxsize=16)
-def _device_machine(device):
-    import cupy
-
-    given = cupy.cuda.Device(device).attributes
-    names = ("MultiProcessorCount", "MaxSharedMemoryPerBlockOptin", "MaxSharedMemoryPerMultiprocessor")
-    return Machine(*(given[name] for name in names))
-
-
-def machine_of(xp):
-    """The current device, or the simulator's."""
-    return SIMULATED_MACHINE if simulating() else _device_machine(xp.cuda.runtime.getDevice())
 
 
 class Plan(NamedTuple):
@@ -248,7 +225,7 @@ class _Sized(Launchable):
         device, function = self.plain._function()
         key = device, launchers.LAUNCHER
         if key not in self._loaded:
-            launchers.allow_shared(function, _device_machine(device).block_bytes)
+            launchers.allow_shared(function, device_machine(device).block_bytes)
             self._loaded[key] = partial(function, shared_mem=self.nbytes)
         return device, self._loaded[key]
 

@@ -25,7 +25,7 @@ from .norm_rows import KINDS, is_wide, row_sum, row_tiles, shifter, tile_width, 
 GROUPS = tuple((*g, "wide") for g in ((8, 4), (32, 4), (32, 8), (256, 8), (256, 16)))
 GROUPS += tuple((*g, "single") for g in ((8, 4), (32, 4)))
 HALF_GROUPS = ((32, 8, "wide"), (256, 16, "wide"))  # of float16 and bfloat16
-STAYING = 132 * 4  # blocks that stay, of the longest rows half: four and two for each of 132 multiprocessors
+STAYING = 4  # blocks that stay on each multiprocessor; of the longest rows half
 DEPTH = 16  # rows a thread of `column_sums` adds up
 LANES = 32  # threads of it across the columns
 

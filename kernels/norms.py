@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from ..precision import narrow, working
 from .launch import FLOATS, GRID_Z, HALVES, THREADS, aligned, blocks, contiguous, empty, takes, vector_width
+from .machine import machine_of
 from .norm_rows import GROUPS, LONG, group_of, held_derivative, held_forward, long_forward
 from .norm_streams import streamed_derivative, streamed_forward
 from .norm_sums import DEPTH, LANES, STAYING, column_sums, held_sums
@@ -105,7 +106,8 @@ def _held_cotangents(xp, kind, x, mean, r, w, dy, need_dx, group):
     """(dx or None, partial [V, blocks, 2, n])."""
     n, V, (lanes, held, _) = x.shape[-1], dy.shape[0], group
     rows = x.size // n
-    across = min(blocks(rows * lanes, THREADS), STAYING if held < 16 else STAYING // 2)
+    staying = (STAYING if held < 16 else STAYING // 2) * machine_of(xp).multiprocessors
+    across = min(blocks(rows * lanes, THREADS), staying)
     dx, partial = empty(xp, dy.shape, x.dtype) if need_dx else None, empty(xp, (V, across, 2, n), r.dtype)
     given = (x, r if mean is None else mean, r, x if w is None else w, dy, dy if dx is None else dx, partial)
     held_sums[x.dtype, kind, *group](_grid(across, V), THREADS, *given, rows, n, V, w is not None, need_dx)

@@ -8,6 +8,7 @@ import gradlib as gl
 from gradlib.kernels import norm_rows, norm_sums, norms
 from gradlib.kernels.launch import SIMULATED, simulate
 from gradlib.kernels.layer_norm import layer_norm
+from gradlib.kernels.machine import Machine
 from gradlib.kernels.rms_norm import rms_norm
 
 KERNELS = {"layer_norm": layer_norm, "rms_norm": rms_norm}
@@ -113,12 +114,32 @@ def test_gradients_of_parameters(kind, n, dtype):
 @pytest.mark.parametrize("kind", KERNELS)
 def test_blocks_walk_over_many_rows(kind, n, monkeypatch, schedule):
     """More rows than blocks that stay, and more members of a stack than the grid has room for."""
-    monkeypatch.setattr(norms, "STAYING", 2)
+    multiprocessors(1, monkeypatch, staying=2)
     monkeypatch.setattr(norms, "FILL", 1)
     monkeypatch.setattr(norms, "GRID_Z", 1)
     rows = {8: 150, 7: 150, 128: 35, 260: 5, 257: 130}[n]
     x, w, b, d, *_ = data(n, "float32", rows=(rows,), V=2)
     check_cotangents(kind, x, w, b, d, "float32", need_dx=n != 257)
+
+
+@pytest.mark.parametrize("count", [1, 7, 144])
+@pytest.mark.parametrize(("n", "lanes"), [(8, 8), (4096, 256)])
+def test_one_wave_of_blocks_on_any_device(n, lanes, count, monkeypatch):
+    """Four blocks a multiprocessor, of the longest rows two, but no more than there are rows for."""
+    multiprocessors(count, monkeypatch)
+    shapes, empty = [], norms.empty
+    monkeypatch.setattr(norms, "empty", lambda xp, shape, dtype: shapes.append(shape) or empty(xp, shape, dtype))
+    rows = {8: 130, 4096: 3}[n]
+    x, w, b, d, *_ = data(n, "float32", rows=(rows,), V=1)
+    check_cotangents("layer_norm", x, w, b, d, "float32")
+    across = min(-(-rows * lanes // 256), count * {8: 4, 4096: 2}[n])
+    assert (1, across, 2, n) in shapes
+
+
+def multiprocessors(count, monkeypatch, staying=norms.STAYING):
+    """A device of so many, on each of which so many blocks stay."""
+    monkeypatch.setattr(norms, "STAYING", staying)
+    monkeypatch.setattr(norms, "machine_of", lambda xp: Machine(count, 227 << 10, 228 << 10))
 
 
 def test_gradients_of_parameters_alone():
@@ -155,7 +176,7 @@ def test_streamed_rows_under_schedules(n, schedule):
 
 @pytest.mark.parametrize("kind", KERNELS)
 def test_the_same_bits_every_time(kind, monkeypatch):
-    monkeypatch.setattr(norms, "STAYING", 3)
+    multiprocessors(3, monkeypatch, staying=1)
     x, w, b, d, *_ = data(40, "float32", rows=(70,))
     results = []
     for order in ("forward", "reverse", "3"):

@@ -11,7 +11,8 @@ from test_kernel_linear import activation_of
 
 from gradlib.kernels import network_jacobian as kernels
 from gradlib.kernels.launch import SIMULATED, Launchable
-from gradlib.kernels.network_jacobian import LAYERS, Machine, Plan, chain_jacobian, network_jacobian, plan
+from gradlib.kernels.machine import Machine, device_machine
+from gradlib.kernels.network_jacobian import LAYERS, Plan, chain_jacobian, network_jacobian, plan
 from gradlib.kernels.network_tiles import ACTIVATIONS
 
 H200 = Machine(132, 227 << 10, 228 << 10)
@@ -250,7 +251,7 @@ def test_the_launch_asks_for_its_shared_memory(monkeypatch):
             log.append((grid, block, args, shared_mem))
 
     monkeypatch.setattr(Launchable, "_function", lambda self: (5, Function()))
-    kernels._device_machine.cache_clear()
+    device_machine.cache_clear()
 
     def body(n: np.int32):
         pass
@@ -258,5 +259,5 @@ def test_the_launch_asks_for_its_shared_memory(monkeypatch):
     launch = kernels._Sized(Launchable("k", body), 60_000)
     launch(3, 64, 1)
     launch(4, 64, 2)
-    kernels._device_machine.cache_clear()
+    device_machine.cache_clear()
     assert log == [(77, 8, 200_000), ((3,), (64,), (1,), 60_000), ((4,), (64,), (2,), 60_000)]

@@ -203,7 +203,7 @@ def test_cuda_core_launches_on_cupys_stream(core, cupy):
 def test_cuda_core_launches_with_shared_memory(core, monkeypatch):
     from gradlib.kernels import network_jacobian
 
-    monkeypatch.setattr(network_jacobian, "_device_machine", lambda device: SimpleNamespace(block_bytes=200_000))
+    monkeypatch.setattr(network_jacobian, "device_machine", lambda device: SimpleNamespace(block_bytes=200_000))
     x = DeviceArray(4, "float32", 512)
     sized = network_jacobian._Sized(_kernel()["float32", 2], 60_000)
     for _ in range(2):
