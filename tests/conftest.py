@@ -31,7 +31,17 @@ def pytest_configure():
         fakecuda.pretend()
 
 
-@pytest.fixture(params=["forward", "reverse", "7"])
+SCHEDULES = ("forward", "reverse", "7")
+IN_TURN = os.environ.get("GRADLIB_SIM_SCHEDULE") == "in turn"
+
+
+@pytest.fixture(autouse=IN_TURN)
+def schedule_in_turn(request, monkeypatch):
+    """With GRADLIB_SIM_SCHEDULE="in turn" one test runs backwards, the next by chance."""
+    monkeypatch.setenv("GRADLIB_SIM_SCHEDULE", SCHEDULES[1 + request.session.items.index(request.node) % 2])
+
+
+@pytest.fixture(params=SCHEDULES)
 def schedule(request, monkeypatch):
     """Run a test under several orders of the simulator's threads; once on a GPU."""
     if os.environ["NUMBA_ENABLE_CUDASIM"] == "0" and request.param != "forward":
