@@ -163,8 +163,10 @@ def batch_jacobian(
 
     Memory beyond the inputs, the result and what f itself records: `max_bytes` bounds it, an int or a text such as
     "1GB", "200 MB", "512KiB", or "auto" for a quarter of what is free; without it, it stays within 0.3 of the result
-    and 8 MB. `chunk_size` bounds the rows (or columns) worked on at once. Chains are cut into pieces of the batch and
-    of the rows; elsewhere a row of all samples is the least. f is always called once, on the whole batch.
+    and 8 MB. `chunk_size` bounds the rows (or columns) worked on at once. Work is cut into pieces of the batch and of
+    the rows, down to a row of one sample; where an operation of f cannot be cut over the batch (dropout,
+    `gl.checkpoint`, rules of your own, an index array for each sample), a row of all samples is the least. f is always
+    called once, on the whole batch.
 
     Whether samples mix is told by the operations. Where one does not tell (a reshape that splits the batch axis,
     `gl.checkpoint`, rules of your own), f is probed with random derivatives, which proves it for these arguments alone.

@@ -1,11 +1,13 @@
 """How a batched Jacobian is made of a recorded call: a chain of blocks by the planner, any other graph by sweeps.
 
-Plain arrays are written into the result, in pieces of the batch and of the stack that keep within the budget. Values
-of an outer transform cannot be written to: they are swept and joined.
+Plain arrays are written into the result, in pieces of the batch and of the stack that keep within the budget: where all
+samples at once would not, the call is cut over the batch (see ``cut``). Values of an outer transform cannot be written
+to: they are swept and joined.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -22,6 +24,7 @@ from .apart import Apart
 from .budget import Budget
 from .chain import plain_chain
 from .cost import Cost, apart_cost, graph_of, whole_costs
+from .cut import cuttable, part
 from .dense_work import in_chunks
 from .execute import PIECE, spares_blas
 from .explain import Plan, plan_of_chain, plan_of_sweep, shapes_text
@@ -39,24 +42,32 @@ if TYPE_CHECKING:
     from .batched import Batched
 
 PLANS = 32  # kept for one signature: of so many budgets and sizes of pieces
+CAREFUL = 4  # times the values that f recorded: a limit below may be too little for all samples at once
 
 
 class BatchedWork(Work):
     """The Jacobian of every sample of one recorded call."""
 
-    def __init__(self, call: Batched, mode: str, budget: Budget, several: bool) -> None:
+    def __init__(self, call: Batched, mode: str, budget: Budget, several: bool, limit: int | None = None) -> None:
+        """limit: bytes of working memory, by default those of the budget."""
         self.call, self.mode, self.budget, self.several = call, mode, budget, several
         known = call.known
-        self.segments: list[Segment] | None
-        self.outs, self.ins, self.n_outs, self.n_ins, self.specs = _sizes(call) if known is None else known.sizes
-        if known is not None:
-            self.concrete, self.segments, self.links = True, known.segments(call), known.links
+        self.outs, self.ins, self.n_outs, self.n_ins, self.specs, self.recorded = (
+            _sizes(call) if known is None else known.sizes
+        )
+        self.concrete = known is not None or is_concrete(call.trace, [*call.leaves, *call.outputs.values])
+        self.room = self.limit() if limit is None else limit
+        self.segments: list[Segment] | None = None
+        self.step = self._samples_at_once()
+        if self.step < call.samples:
             return
-        self.concrete = is_concrete(call.trace, [*call.leaves, *call.outputs.values])
-        self.segments = plain_chain(call)
-        if self.concrete:
-            sizes = self.outs, self.ins, self.n_outs, self.n_ins, self.specs
-            remember(call.signature, call, self.segments, sizes)
+        if known is not None:
+            self.segments, self.links = known.segments(call), known.links
+        else:
+            self.segments = plain_chain(call)
+            if self.concrete:
+                sizes = self.outs, self.ins, self.n_outs, self.n_ins, self.specs, self.recorded
+                remember(call.signature, call, self.segments, sizes)
 
     def rebuild(self, leaves: list[Any]) -> Any:
         n = len(self.ins)
@@ -68,6 +79,64 @@ class BatchedWork(Work):
     @cached_property
     def links(self) -> tuple:
         return links_of(self.segments or ())
+
+    @cached_property
+    def cuts(self) -> bool:
+        """Whether some of the samples can be worked on as a call of their own."""
+        return self.concrete and cuttable(self.call)
+
+    def _samples_at_once(self) -> int:
+        """As many samples as can be worked on within the limit: all, where they fit or the call cannot be cut.
+
+        A chain is not looked for in all samples before that is known, since its diagonals might not fit either.
+        """
+        samples = self.call.samples
+        if samples < 2 or CAREFUL * self.recorded <= self.room:
+            return samples
+        steps = {} if self.call.known is None else self.call.known.steps
+        asked = self.room, self.mode, self.budget
+        if asked not in steps:
+            if len(steps) >= PLANS:
+                steps.clear()
+            steps[asked] = self._largest_part() if self.cuts else samples
+        return steps[asked]
+
+    def _largest_part(self) -> int:
+        samples, two, room = self.call.samples, self.two, self.room
+        whole = self.swept(room, False) if two.segments is None else two.chain(samples, room, two.held * samples // 2)
+        if whole.peak <= room:
+            return samples
+        count = max(1, room * samples // (CAREFUL * self.recorded))
+        while count > 1 and self._part(0, count).peak() > room:
+            count //= 2
+        return count
+
+    @cached_property
+    def two(self) -> BatchedWork:
+        """The work of two samples: its chain is that of all, in small. (Of one, arrays for all might seem its own.)"""
+        return self._part(0, 2, sys.maxsize)
+
+    def blocks(self) -> list[Segment] | None:
+        """The chain, be it of two samples alone; None where there is none."""
+        return self.segments if self.step == self.call.samples else self.two.segments
+
+    def _part(self, first: int, last: int, limit: int | None = None) -> BatchedWork:
+        """The work of some samples."""
+        limit = self.room if limit is None else limit
+        return BatchedWork(part(self.call, first, last), self.mode, self.budget, self.several, limit)
+
+    def peak(self) -> int:
+        """Bytes of working memory that all samples will take."""
+        if self.step < self.call.samples:
+            return self._part(0, self.step).peak()
+        if self.segments is None:
+            return self.swept(self.room, False).peak
+        return self.chain(self.call.samples, self.room, self.held).peak
+
+    @cached_property
+    def held(self) -> int:
+        """Bytes that the chain holds beyond what f recorded."""
+        return held_bytes(self.segments or (), self.call.trace, self.specs[0][1])
 
     def scheduled(self, samples: int, limit: int) -> Schedule:
         """The plan of a chain for that many samples."""
@@ -81,20 +150,22 @@ class BatchedWork(Work):
         if found is None:
             if len(plans) >= PLANS:
                 plans.clear()
-            plan = self._schedule(samples, limit)
+            plan = self._checked(samples, limit)
             found = plans[asked] = plan, self.specs[0][2] is np and spares_blas(plan.step, self.segments or [], samples)
         return found
 
-    def _schedule(self, samples: int, limit: int, checked: bool = True) -> Schedule:
+    def chain(self, samples: int, limit: int, held: int) -> Schedule:
+        """The plan of a chain for that many samples, which holds so many bytes; also where it takes too many."""
         _, dtype, xp = self.specs[0]
-        held = held_bytes(self.segments or (), self.call.trace, dtype)
         limits = (limit - held, *((PIECE, CACHE) if xp is np else (limit, limit)))
         plan = schedule(self.links, working_bytes(dtype), self.mode, samples, limits, self.budget.chunk_size)
-        plan = plan._replace(peak=plan.peak + held)
+        return plan._replace(peak=plan.peak + held)
+
+    def _checked(self, samples: int, limit: int) -> Schedule:
+        plan = self.chain(samples, limit, self.held)
         count = "one sample" if plan.samples == 1 else f"{plan.samples} samples"
-        beside = f", beside the diagonals of all {self.call.samples}," if held else ""
-        if checked:
-            self.budget.check(limit, plan.peak, f"one row of {count}{beside}")
+        beside = f", beside the diagonals of all {self.call.samples}," if self.held else ""
+        self.budget.check(limit, plan.peak, f"one row of {count}{beside}")
         return plan
 
     def swept(self, limit: int, checked: bool = True) -> Sweep:
@@ -120,7 +191,7 @@ class BatchedWork(Work):
             out = self.empty()
             self.write(out)
             return out
-        sweep = self.swept(self.limit())
+        sweep = self.swept(self.room)
         return self._joined_forward(sweep.rows) if sweep.mode == "fwd" else self._joined_reverse(sweep.rows)
 
     def _captured_chain(self) -> Any:
@@ -129,7 +200,7 @@ class BatchedWork(Work):
         if found is not None:
             return found
         segments, (shape, dtype, _), mode = self.segments or [], self.specs[0], self.mode
-        plan, spares = self._planned(self.call.samples, self.limit())
+        plan, spares = self._planned(self.call.samples, self.room)
         if self.specs[0][2] is np:
             segments = looped(segments, raw(self.call.leaves[0]))
 
@@ -145,8 +216,20 @@ class BatchedWork(Work):
         return recorded(compute, self.call.leaves[0], *[s.arrays() for s in segments])
 
     def write(self, out: list[Any]) -> None:
-        if out and self.call.samples:
-            self._write(out, slice(0, self.call.samples), self.limit())
+        samples = self.call.samples
+        if not out or not samples:
+            return
+        if self.step == samples:
+            self._write(out, slice(0, samples), self.room)
+            return
+        for a, b in chunks(samples, self.step):
+            self._write_part(out, a, b, self.room, a)
+
+    def _write_part(self, out: list[Any], first: int, last: int, limit: int, start: int = 0) -> None:
+        """Write the Jacobians of the samples first..last, as a call of their own, into out from its row `start` on."""
+        work = self._part(first, last, limit)
+        work.write([t[start : start + last - first] for t in out])
+        self.spares_blas |= work.spares_blas
 
     def _by_chain(self, count: int) -> bool:
         """Whether so many samples can be made by the chain: some segments take the whole batch alone."""
@@ -161,9 +244,11 @@ class BatchedWork(Work):
             (plan, self.spares_blas), segments = self._planned(count, limit), self.segments or []
             if not chain_in_one_launch(segments, self.call.leaves[0], at, result, self.mode):
                 carry_out(plan, segments, self.call.leaves[0], result, at.start)
-            return
-        sweep = self.swept(limit)
-        (self._write_forward if sweep.mode == "fwd" else self._write_reverse)(out, at, sweep)
+        elif count < self.call.samples and self.cuts:
+            self._write_part(out, at.start, at.stop, limit)
+        else:
+            sweep = self.swept(limit)
+            (self._write_forward if sweep.mode == "fwd" else self._write_reverse)(out, at, sweep)
 
     def _write_reverse(self, out: list[Any], at: slice, sweep: Sweep) -> None:
         call, leaves = self.call, range(len(self.ins))
@@ -224,9 +309,8 @@ class BatchedWork(Work):
     def pieces(self) -> Iterator[tuple[slice, Any]]:
         samples, limit = self.call.samples, self.piece_limit()
         one = max(self.result_bytes() // max(samples, 1), 1)
-        count = self._piece_samples(limit, one)
+        count = self._piece_samples(limit, one)  # errors come now
         left = limit - count * one
-        (self.scheduled(count, left) if self._by_chain(count) else self.swept(left))  # errors come now
 
         def made() -> Iterator[tuple[slice, Any]]:
             def piece(start: int, stop: int) -> Any:  # a function of its own, which holds nothing of it afterwards
@@ -245,8 +329,10 @@ class BatchedWork(Work):
 
         def needed(n: int) -> int:
             left = limit - n * one
-            by_chain = self._by_chain(n)
-            return n * one + (self._schedule(n, left, False) if by_chain else self.swept(left, False)).peak
+            if self._by_chain(n):
+                return n * one + self.chain(n, left, self.held).peak
+            cut = n < self.call.samples and self.cuts
+            return n * one + (self._part(0, n, left).peak() if cut else self.swept(left, False).peak)
 
         most = max(1, min(self.call.samples, limit // 2 // one))
         count = last_within(most, lambda n: needed(n) <= limit)
@@ -256,8 +342,10 @@ class BatchedWork(Work):
     # saying it
 
     def plan(self) -> Plan:
-        samples, limit = self.call.samples, self.limit()
+        samples, limit = self.call.samples, self.room
         title = f"{samples} samples, {shapes_text(self.ins)} -> {shapes_text(self.outs)}: {self.result_text()}"
+        if self.step < samples:
+            return self._part(0, self.step).plan().of_more(samples / self.step, title)
         if self.segments is None:
             return plan_of_sweep(self.swept(limit), self.call.trace, limit, samples, title)
         return plan_of_chain(
@@ -265,8 +353,9 @@ class BatchedWork(Work):
         )
 
 
-def _sizes(call: Batched) -> tuple[list, list, list[int], list[int], list]:
-    """Shapes of one sample's outputs and inputs, their sizes, and (shape, dtype, array module) of each result."""
+def _sizes(call: Batched) -> tuple[list, list, list[int], list[int], list, int]:
+    """Shapes of one sample's outputs and inputs, their sizes, (shape, dtype, array module) of each result, and bytes
+    of all values on the way."""
     outs = [y.shape[1:] for y in call.outputs.values]
     ins = [x.shape if shared else x.shape[1:] for x, shared in zip(call.leaves, call.shared, strict=True)]
     specs = [
@@ -274,4 +363,5 @@ def _sizes(call: Batched) -> tuple[list, list, list[int], list[int], list]:
         for y in outs
         for x, leaf in zip(ins, call.leaves, strict=True)
     ]
-    return outs, ins, [prod(s) for s in outs], [prod(s) for s in ins], specs
+    recorded = sum([prod(shape) * dtype.itemsize for shape, dtype in call.trace.outs])
+    return outs, ins, [prod(s) for s in outs], [prod(s) for s in ins], specs, recorded

@@ -74,6 +74,11 @@ class Plan:
         """The option that the plan follows."""
         return next(o for o in self.options if o.mode == self.mode)
 
+    def of_more(self, times: float, title: str) -> Plan:
+        """The plan of so many times as many samples, worked on one part after another."""
+        options = tuple([replace(o, flops=times * o.flops, bytes=times * o.bytes) for o in self.options])
+        return replace(self, flops=times * self.flops, bytes=times * self.bytes, options=options, title=title)
+
     def _row(self, o: Option) -> str:
         mark = "*" if o is self.chosen() else " "
         how = o.how if len(o.how) <= 70 else o.how[:67] + "..."

@@ -138,8 +138,9 @@ class JacobianFunction:
         """An iterator over (slice, piece): samples of the batch for `batch_jacobian`, rows of the flattened outputs for
         `jacobian`. f is run now, each piece is made when it is asked for.
 
-        A piece and the memory to make it stay within `max_bytes`; without it pieces have at most 64 MB. Where the graph
-        is no chain of blocks, each piece of a batch costs a sweep over the whole batch: take few and large ones.
+        A piece and the memory to make it stay within `max_bytes`; without it pieces have at most 64 MB. Where an
+        operation of f cannot be cut over the batch (see `batch_jacobian`), each piece costs a sweep over the whole
+        batch: take few and large ones.
 
         >>> import gradlib as gl, numpy as np
         >>> for samples, piece in gl.batch_jacobian(np.square).chunks(np.array([[1.0], [2.0]])):

@@ -37,6 +37,7 @@ class Known:
         self.tags: list[Any] = call.tags
         self.sizes = sizes
         self.plans: dict[Any, Any] = {}  # what a call asked for -> its schedule, and whether it spares BLAS
+        self.steps: dict[Any, int] = {}  # what a call asked for -> how many samples are worked on at once
         self.links: tuple[Link, ...] = links_of(segments)
         self._recipe = _recipe(call, len(segments))
         # without their arrays, which would stay alive

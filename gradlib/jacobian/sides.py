@@ -195,12 +195,12 @@ def planned(call: Batched, allowed: Budget) -> BatchedWork | None:
     None where f is no chain, and for values an outer transform or capture follows.
     """
     work = BatchedWork(call, "auto", allowed, several=False)
-    return work if work.segments is not None and work.concrete else None
+    return work if work.concrete and work.blocks() is not None else None
 
 
 def is_diagonal(work: BatchedWork) -> bool:
     """Whether f is elementwise: then one vector of signs ε says all, ε_i J_ii ε_i = J_ii and |J ε| = |diag J|."""
-    return all(isinstance(segment, DiagonalSegment) for segment in work.segments or ())
+    return all(isinstance(segment, DiagonalSegment) for segment in work.blocks() or ())
 
 
 def of_matrices(work: BatchedWork, number: Callable[[Any], Any]) -> Any:

@@ -20,7 +20,7 @@ from .execute import fill, largest_step
 from .fused import unlooped
 from .low_rank import SLAB
 from .plan import Link, Step, best_step
-from .segments import DiagonalSegment, LinearSegment, RowSegment, Segment
+from .segments import DiagonalSegment, LinearSegment, RowSegment, Segment, SumSegment
 
 
 class Schedule(NamedTuple):
@@ -159,6 +159,7 @@ def held_bytes(segments: Sequence[Segment], trace: Trace, dtype: Any) -> int:
     blocks = [s.block for s in segments if isinstance(s, RowSegment)]
     held = [a for block in blocks for a in (block.d, *block.u, *block.v)]
     held += [a for s in segments if isinstance(s, BlockSegment) for a in s.all_arrays()]
+    held += [s.g for s in segments if isinstance(s, SumSegment)]
     arrays = [a for a in held if 0 not in getattr(a, "strides", ())]
     # float16 and bfloat16 are written by way of float32: a slab, products of its size, and the factors
     narrow = [a.size for a in (*arrays, *diagonals) if is_narrow(a.dtype)]
