@@ -7,30 +7,56 @@
 Access: a block takes one row of the result and up to 128 of its columns; 8 (or 32) groups of threads share the row's
 entries and add up through shared memory, so a word that occurs in every row does not hold a single thread; rows of w
 are read 16 bytes a thread. Sums run in a fixed order, without atomics: bit-identical from run to run. The stack is an
-axis of the grid.
+axis of the grid. float16 and bfloat16 (S) are widened to float32 (T) as they are loaded and rounded once, when a sum is
+complete.
 """
 
-from .intrinsics import across_groups, cuda, int32, int64, pointer, reductions, tile_access
-from .launch import GRID_Z, MOST, THREADS, Kernel, aligned, blocks, contiguous, cuda_kernel, empty, takes, vector_width
+from .intrinsics import (
+    across_groups,
+    arithmetic,
+    cuda,
+    element_access,
+    int32,
+    int64,
+    pointer,
+    reductions,
+    tile_access,
+)
+from .launch import (
+    FLOATS,
+    GRID_Z,
+    HALVES,
+    MOST,
+    THREADS,
+    Kernel,
+    aligned,
+    blocks,
+    contiguous,
+    cuda_kernel,
+    empty,
+    takes,
+    vector_width,
+)
 
 LANES = ((8,), (32,))  # threads across the columns
 WIDEST = GRID_Z * 32 * 2  # columns of a dense matrix: GRID_Z blocks across, of float64 too
 
 
-@cuda_kernel(variants=LANES, vector=lambda *key: True)
-def gather_rows(T, L):
+@cuda_kernel(FLOATS + HALVES, LANES, vector=lambda *key: True)
+def gather_rows(S, L):
     """out[v, r] = sum of data[j] w[v, indices[j]] over the entries j of row r; w (V, K, n), out (V, rows, n)."""
-    W = vector_width(T)
-    load, store = tile_access(T, W)
+    T, W = arithmetic(S), vector_width(S)
+    load, store = tile_access(S, W)
+    get, _ = element_access(S)
     add = across_groups(T, L, W)
     groups = THREADS // L
 
     def body(
-        data: pointer(T),
+        data: pointer(S),
         indices: pointer(int32),
         indptr: pointer(int32),
-        w: pointer(T),
-        out: pointer(T),
+        w: pointer(S),
+        out: pointer(S),
         rows: int64,
         K: int64,
         n: int32,
@@ -50,8 +76,9 @@ def gather_rows(T, L):
             while j < end and column < n:
                 base = (v * K + indices[j]) * n
                 load(w, base + column, base + n, tile, 0, wide)
+                factor = get(data, j)
                 for k in range(W):
-                    total[k] += data[j] * tile[k]
+                    total[k] += factor * tile[k]
                 j += groups
             add(total)
             if group == 0 and column < n:
@@ -62,19 +89,20 @@ def gather_rows(T, L):
     return body
 
 
-@cuda_kernel(variants=LANES, vector=lambda *key: "loads", registers=80)
-def entry_dots(T, L):
+@cuda_kernel(FLOATS + HALVES, LANES, vector=lambda *key: "loads", registers=80)
+def entry_dots(S, L):
     """out[v, j] = z[v, row[j]] . w[column[j]], a group of L lanes an entry; z (V, B, n), w (K, n), out (V, entries)."""
-    W = vector_width(T)
-    load, _ = tile_access(T, W)
+    T, W = arithmetic(S), vector_width(S)
+    load, _ = tile_access(S, W)
+    _, put = element_access(S)
     add, _ = reductions(T, L)
 
     def body(
-        z: pointer(T),
-        w: pointer(T),
+        z: pointer(S),
+        w: pointer(S),
         row: pointer(int32),
         column: pointer(int32),
-        out: pointer(T),
+        out: pointer(S),
         entries: int64,
         B: int64,
         n: int32,
@@ -98,7 +126,7 @@ def entry_dots(T, L):
                 c += int32(L * W)
             s = add(s)
             if mine > 0 and lane == 0:
-                out[v * entries + j] = s
+                put(out, v * entries + j, s)
             v += int64(cuda.gridDim.y)
 
     return body
@@ -109,7 +137,7 @@ def serves(data, indices, indptr, *dense):
     rows, columns and entries than they number."""
     integers = all(getattr(i, "dtype", None) is not None and i.dtype.kind in "iu" for i in (indices, indptr))
     floats = [a for a in (data, *dense) if a is not None]
-    if not integers or not takes(*floats) or not all(a.size for a in floats) or indices.size == 0:
+    if not integers or not takes(*floats, dtypes=FLOATS + HALVES) or not all(a.size for a in (*floats, indices)):
         return False
     matrices = [a for a in dense if a is not None and a.ndim > 1]
     rows = max(indices.size, indptr.size, *(a.shape[-2] for a in matrices))

@@ -24,8 +24,9 @@ from .launch import (
     vector_width,
 )
 
+ACTIVATIONS = ("relu", "sigmoid", "tanh", "silu", "softplus", "gelu", "gelu_tanh", "elu", "leaky_relu")
 VARIANTS = [(name,) for name in FORMULAS if name != "identity"]
-IN_HALF = ("exp", "tanh", "sigmoid", "relu", "silu", "gelu", "gelu_tanh")  # float16 and bfloat16 too
+IN_HALF = ("exp", *ACTIVATIONS)  # float16 and bfloat16 too
 FILL = 4096  # blocks that keep any GPU busy
 
 

@@ -13,7 +13,7 @@ from ..op import total
 from ..ops.matmul import multiplied, stacked_matmul, weight_cotangent
 from ..precision import is_narrow, narrow, working
 from . import csr
-from .elementwise import IN_HALF, run_scale
+from .elementwise import ACTIVATIONS, run_scale
 from .formulas import formula
 from .intrinsics import across_groups, arithmetic, cuda, int32, int64, pointer, quotient, tile_access
 from .launch import (
@@ -34,19 +34,13 @@ from .launch import (
 # name -> whether the slope needs y (else it needs z); the formula's parameter
 FROM_OUTPUT = ("relu", "sigmoid", "tanh")
 PARAMETER = {"elu": 1.0, "leaky_relu": 0.01}
-ACTIVATIONS = (*FROM_OUTPUT, "silu", "softplus", "gelu", "gelu_tanh", "elu", "leaky_relu")
 DEPTH = 16  # rows a thread adds up
-
-
-def dtypes_of(activation):
-    """The dtypes that kernels of an activation, or of none, are made for."""
-    return FLOATS + HALVES if activation is None or activation in IN_HALF else FLOATS
 
 
 @cuda_kernel(
     FLOATS + HALVES,
     [(name,) for name in ACTIVATIONS] + [("identity",)],
-    without=lambda dtype, name: dtype not in (HALVES if name == "identity" else dtypes_of(name)),
+    without=lambda dtype, name: name == "identity" and dtype not in HALVES,
     vector=lambda *key: True,
 )
 def bias_activate(S, name):
@@ -91,7 +85,7 @@ def bias_activate(S, name):
 @cuda_kernel(
     FLOATS + HALVES,
     [(name, lanes) for name in ACTIVATIONS for lanes in (8, 32)],
-    without=lambda dtype, name, lanes: dtype not in (FLOATS if lanes == 8 else dtypes_of(name)),
+    without=lambda dtype, name, lanes: lanes == 8 and dtype in HALVES,
     vector=lambda *key: True,
     registers=128,  # of halves: eight columns a thread, of several rows at a time
 )
@@ -147,9 +141,8 @@ def slope_sums(S, name, L):
 def bias_act(xp, z, b, *, activation):
     """act(z + b), z (..., n) overwritten -> (y, z or None, y or None): what the slope needs is kept, z with its bias.
 
-    b: (n,) or None. NotImplemented where the arrays are not of one dtype that has kernels of this activation, or are
-    empty."""
-    if not takes(z, b, dtypes=dtypes_of(activation)) or not 0 < z.size < 2**31:
+    b: (n,) or None. NotImplemented where the arrays are not of one dtype that has kernels, or are empty."""
+    if not takes(z, b, dtypes=FLOATS + HALVES) or not 0 < z.size < 2**31:
         return NotImplemented
     if activation is None and (b is None or not is_narrow(z.dtype)):
         return (z if b is None else xp.add(z, b, out=z)), None, None
@@ -194,7 +187,7 @@ def cotangents(xp, z, y, dy, need_db, activation):
 
 
 def _forward(xp, x, w, b=None, *, activation):
-    if not takes(x, w, b, dtypes=dtypes_of(activation)) or 0 in (x.size, w.size):
+    if not takes(x, w, b, dtypes=FLOATS + HALVES) or 0 in (x.size, w.size):
         return NotImplemented
     result = bias_act(xp, multiplied(xp, x, w), b, activation=activation)
     if result is NotImplemented:
@@ -205,7 +198,7 @@ def _forward(xp, x, w, b=None, *, activation):
 
 def _vjp(xp, saved, dy, need, *, activation):
     x, w, _, z, y = saved
-    if not takes(x, w, z, y, dy, dtypes=dtypes_of(activation)) or 0 in (x.size, w.size):
+    if not takes(x, w, z, y, dy, dtypes=FLOATS + HALVES) or 0 in (x.size, w.size):
         return NotImplemented
     dz, db = cotangents(xp, z, y, dy, len(need) > 2 and need[2], activation)
     dx = stacked_matmul(xp, dz, w.T) if need[0] else None
@@ -225,7 +218,7 @@ def _csr_forward(xp, data, indices, indptr, w, b=None, *, activation):
 
 def _csr_vjp(xp, saved, dy, need, *, activation):
     data, indices, indptr, w, _, z, y = saved
-    if not csr.serves(data, indices, indptr, w, dy) or not takes(w, z, y):
+    if not csr.serves(data, indices, indptr, w, dy) or not takes(w, z, y, dtypes=FLOATS + HALVES):
         return NotImplemented
     dz, db = cotangents(xp, z, y, dy, len(need) > 4 and need[4], activation)
     ddata = csr.dots(xp, dz, w, indices, indptr) if need[0] else None

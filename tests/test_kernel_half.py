@@ -152,20 +152,24 @@ FUNCTIONS = {
         lambda x: x / (1 + np.exp(-x)),
         lambda x, y: (1 + x * (1 - 1 / (1 + np.exp(-x)))) / (1 + np.exp(-x)),
     ),
+    "softplus": (lambda x: np.log1p(np.exp(x)), lambda x, y: 1 / (1 + np.exp(-x))),
+    "elu": (lambda x: np.where(x > 0, x, 0.75 * np.expm1(x)), lambda x, y: np.where(x > 0, 1, 0.75 * np.exp(x))),
+    "leaky_relu": (lambda x: np.where(x > 0, x, 0.125 * x), lambda x, y: np.where(x > 0, 1, 0.125)),
 }
+STATIC = {"elu": {"alpha": 0.75}, "leaky_relu": {"negative_slope": 0.125}}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("n", [0, 1, 8, 21])
 def test_elementwise(name, n, dtype):
     f, df = FUNCTIONS[name]
-    kernel = getattr(elementwise, name)
+    kernel, static = getattr(elementwise, name), STATIC.get(name, {})
     x, d = normal(n, dtype, n, 2), normal((3, n), dtype, n + 1)
-    y, saved = call(kernel.forward, x)
+    y, saved = call(kernel.forward, x, **static)
     close(y, f(x.astype(float)), dtype, 1e-2)
-    (dx,) = call(kernel.vjp, saved, d, (True,))
+    (dx,) = call(kernel.vjp, saved, d, (True,), **static)
     close(dx, d.astype(float) * df(x.astype(float), y.astype(float)), dtype, 1e-1)
-    np.testing.assert_array_equal(call(kernel.jvp, saved, (d,)), dx)
+    np.testing.assert_array_equal(call(kernel.jvp, saved, (d,), **static), dx)
 
 
 def test_gelu_and_functions_without_a_kernel(dtype):

@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from kernel_device import call
 from test_kernel_bias_dropout_add import COUNTER, SEED, slope, value
 from test_kernel_linear import activation_of
 from test_kernel_optim import run
 
 import gradlib as gl
-from gradlib.kernels import bias_dropout_add, clipping, dropout, linear, optim
+from gradlib.kernels import bias_dropout_add, clipping, csr, dropout, linear, optim
+from gradlib.kernels.elementwise import ACTIVATIONS
 from gradlib.kernels.launch import SIMULATED, simulate
 from gradlib.ops.dropout import keep_mask
 
@@ -64,9 +66,6 @@ def test_bias_dropout_add_of_parts(dtype):
     close(y, value("silu", x.astype(float)) + other.astype(float), dtype, 1)
     assert call(forward, x[:, :12], None, None, *arguments[0], **arguments[1]) is NotImplemented  # not whole draws
     assert call(forward, x, x[0].astype("float32"), None, *arguments[0], **arguments[1]) is NotImplemented
-
-
-ACTIVATIONS = ("relu", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh")
 
 
 def layer(rows, n, dtype):
@@ -126,8 +125,51 @@ def test_linear_without_bias_and_what_is_left_to_the_rule(dtype):
         y, saved = call(linear.linear.forward, x, w, activation=activation)
         close(y, activation_of(activation)[0](z), dtype, 1)
         assert len(call(linear.linear.vjp, saved, dy, (True, True), activation=activation)) == 2
-    assert call(linear.linear.forward, x, w, b, activation="elu") is NotImplemented
-    assert call(linear.linear.vjp, (x, w, b, x, x), dy, (True,) * 3, activation="elu") is NotImplemented
+    mixed = x, w.astype("float32"), b
+    assert call(linear.linear.forward, *mixed, activation="elu") is NotImplemented
+    assert call(linear.linear.vjp, (*mixed, x, x), dy, (True,) * 3, activation="elu") is NotImplemented
+
+
+@pytest.mark.parametrize(("rows", "columns", "n"), [(5, 7, 3), (2, 75, 64), (75, 2, 13), (3, 4, 264)])
+def test_sparse_rows(rows, columns, n, dtype):
+    """The products of few and of many entries of a row and of a column, summed in float32, rounded once."""
+    rng = np.random.default_rng(n)
+    s = sp.random_array((rows, columns), density=0.6, rng=rng, data_sampler=rng.normal, format="csr")
+    pattern, at = (s.indices, s.indptr), np.repeat(np.arange(rows), np.diff(s.indptr))
+    values, w, dz = s.data.astype(dtype), normal((columns, n), dtype, n), normal((2, rows, n), dtype, n + 1)
+    dense, w64, d64 = np.zeros((rows, columns)), w.astype(float), dz.astype(float)
+    dense[at, s.indices] = values.astype(float)
+    y, saved = call(csr.csr_product.forward, values, *pattern, w)
+    close(y, dense @ w64, dtype, 10)
+    dvalues, _, _, dw = call(csr.csr_product.vjp, saved, dz, (True, False, False, True))
+    dots = np.einsum("vjn,jn->vj", d64[:, at], w64[s.indices])
+    close(dvalues, dots, dtype, 40)
+    close(dw, dense.T @ d64, dtype, 20)
+    close(call(csr.csr_transposed.forward, values, *pattern, dz[0], width=columns)[0], dense.T @ d64[0], dtype, 20)
+    close(call(csr.csr_dots.forward, dz[0], w, *pattern)[0], dots[0], dtype, 40)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "softplus"])
+def test_linear_of_sparse_rows(activation, dtype):
+    """Entries, weights and bias whose product is exact in 8 bits, as in `layer`."""
+    x, w, b, dy = layer(6, 16, dtype)
+    s = sp.csr_array(x.astype(float))
+    values, z = s.data.astype(dtype), x.astype(float) @ w.astype(float) + b.astype(float)
+    y, saved = call(linear.csr_linear.forward, values, s.indices, s.indptr, w, b, activation=activation)
+    act, slope = activation_of(activation)
+    close(y, act(z), dtype, 1)
+    need = (True, False, False, True, True)
+    dvalues, _, _, dw, db = call(linear.csr_linear.vjp, saved, dy, need, activation=activation)
+    dz = dy.astype(float) * slope(z)
+    unit = 3 * HALF_UNIT[dtype.name]  # dz and what it is made of are rounded
+    at = np.repeat(np.arange(6), np.diff(s.indptr))
+    for got, want, terms in (
+        (dvalues, np.einsum("vjn,jn->vj", dz[:, at], w.astype(float)[s.indices]), 16),
+        (dw, x.astype(float).T @ dz, 6),
+        (db, dz.sum(1), 6),
+    ):
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got.astype(float), want, rtol=unit, atol=unit * terms)
     assert call(linear.linear.forward, x, w, b.astype("float32"), activation="relu") is NotImplemented
 
 
