@@ -7,10 +7,11 @@
 Access: a block takes one row of the result and up to 128 of its columns; 8 (or 32) groups of threads share the row's
 entries and add up through shared memory, so a word that occurs in every row does not hold a single thread; rows of w
 are read 16 bytes a thread. Sums run in a fixed order, without atomics: bit-identical from run to run. The stack is an
-axis of the grid. float16 and bfloat16 (S) are widened to float32 (T) as they are loaded and rounded once, when a sum is
-complete.
+axis of the grid. float16 and bfloat16 (S) are widened to float32 (T) as they are loaded, for csr_dots beforehand, and
+rounded once, when a sum is complete.
 """
 
+from ..precision import is_narrow, narrow, wide
 from .intrinsics import (
     across_groups,
     arithmetic,
@@ -89,20 +90,19 @@ def gather_rows(S, L):
     return body
 
 
-@cuda_kernel(FLOATS + HALVES, LANES, vector=lambda *key: "loads", registers=80)
-def entry_dots(S, L):
+@cuda_kernel(variants=LANES, vector=lambda *key: "loads", registers=80)
+def entry_dots(T, L):
     """out[v, j] = z[v, row[j]] . w[column[j]], a group of L lanes an entry; z (V, B, n), w (K, n), out (V, entries)."""
-    T, W = arithmetic(S), vector_width(S)
-    load, _ = tile_access(S, W)
-    _, put = element_access(S)
+    W = vector_width(T)
+    load, _ = tile_access(T, W)
     add, _ = reductions(T, L)
 
     def body(
-        z: pointer(S),
-        w: pointer(S),
+        z: pointer(T),
+        w: pointer(T),
         row: pointer(int32),
         column: pointer(int32),
-        out: pointer(S),
+        out: pointer(T),
         entries: int64,
         B: int64,
         n: int32,
@@ -126,7 +126,7 @@ def entry_dots(S, L):
                 c += int32(L * W)
             s = add(s)
             if mine > 0 and lane == 0:
-                put(out, v * entries + j, s)
+                out[v * entries + j] = s
             v += int64(cuda.gridDim.y)
 
     return body
@@ -165,6 +165,8 @@ def transposed(xp, data, indices, indptr, z, width):
 
 def dots(xp, z, w, indices, indptr):
     """csr_dots of a stack z (V, B, n) with w (K, n) -> (V, entries)."""
+    if is_narrow(z.dtype):  # in float32: as kernels of their own they spill
+        return narrow(dots(xp, wide(z), wide(w), indices, indptr), z.dtype)
     rows = rows_of_entries(xp, indices.size, indptr)
     z, w, rows, indices = _ready(xp, z, w, rows, indices)
     V, B, n = z.shape

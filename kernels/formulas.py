@@ -82,7 +82,11 @@ def leaky_relu(T):
 
 
 def elu(T):
-    return lambda x, a: x if x > T(0) else a * math.expm1(x), lambda x, y, a: T(1) if x > T(0) else a * math.exp(x)
+    def df(x, y, a):
+        slope = a * math.exp(x)
+        return T(1) if x > T(0) else slope
+
+    return lambda x, a: x if x > T(0) else a * math.expm1(x), df
 
 
 def softplus(T):
