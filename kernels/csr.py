@@ -11,7 +11,7 @@ axis of the grid. float16 and bfloat16 (S) are widened to float32 (T) as they ar
 rounded once, when a sum is complete.
 """
 
-from ..precision import is_narrow, narrow, wide
+from ..precision import is_narrow, narrow, working
 from .intrinsics import (
     across_groups,
     arithmetic,
@@ -166,7 +166,8 @@ def transposed(xp, data, indices, indptr, z, width):
 def dots(xp, z, w, indices, indptr):
     """csr_dots of a stack z (V, B, n) with w (K, n) -> (V, entries)."""
     if is_narrow(z.dtype):  # in float32: as kernels of their own they spill
-        return narrow(dots(xp, wide(z), wide(w), indices, indptr), z.dtype)
+        exact = working(z.dtype)
+        return narrow(dots(xp, z.astype(exact), w.astype(exact), indices, indptr), z.dtype)
     rows = rows_of_entries(xp, indices.size, indptr)
     z, w, rows, indices = _ready(xp, z, w, rows, indices)
     V, B, n = z.shape
