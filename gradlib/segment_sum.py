@@ -6,9 +6,9 @@ from typing import Any
 
 
 def segment_sum(xp: Any, d: Any, at: Any, out: Any) -> Any:
-    """out[..., at[i]] += d[..., i], for places `at` (n,), without atomics: sorted by place, then each run summed.
+    """out[..., k] = the sum of d[..., i] over all at[i] = k; places `at` (n,), out: zeros of all places, written to.
 
-    Where no place is named twice, the entries are only written, over what stood there.
+    Without atomics: sorted by place, then each run summed, in the same order every time.
     """
     if not at.size or not d.size:
         return out

@@ -102,6 +102,7 @@ class BatchedWork(Work):
         return steps[asked]
 
     def _largest_part(self) -> int:
+        """All samples, or a part of them whose predicted peak is within the limit, or 1."""
         samples, two, room = self.call.samples, self.two, self.room
         whole = self.swept(room, False) if two.segments is None else two.chain(samples, room, two.held * samples // 2)
         if whole.peak <= room:

@@ -121,9 +121,14 @@ def _prod_forward(xp: Any, x: Any, *, axis: Axes, keepdims: bool) -> tuple:
 
 
 def _products_of_others(xp: Any, x: Any, axis: Axes) -> Any:
-    """Π_{j≠i} x_j over the reduced axes: y / x, or with zeros the products of what stands before and after x_i."""
+    """Π_{j≠i} x_j over the reduced axes: y / x, or with zeros as below."""
     if known(xp.not_equal(x, 0)):
         return xp.prod(x, axis=axis, keepdims=True) / x
+    return _products_around(xp, x, axis)
+
+
+def _products_around(xp: Any, x: Any, axis: Axes) -> Any:
+    """The same as the products of what stands before and after x_i, whatever the entries are."""
     keep = tuple(a for a in range(x.ndim) if a not in axis)
     order = (*keep, *axis)
     moved = xp.transpose(x, order)
@@ -156,8 +161,8 @@ def _prod_jvp(xp: Any, saved: tuple, dx: tuple, *, axis: Axes, keepdims: bool) -
 
 
 def _prod_block(xp: Any, saved: tuple, i: int, *, axis: Axes, keepdims: bool) -> Any:
-    x = saved[0]
-    return RowGradient(_products_of_others(xp, x, axis), axis, keepdims) if x.size else None
+    x = saved[0]  # in one way for all entries: it is the same code, recorded, that serves the next call
+    return RowGradient(_products_around(xp, x, axis), axis, keepdims) if x.size else None
 
 
 def _cumsum_forward(xp: Any, x: Any, *, axis: int) -> tuple:
