@@ -203,12 +203,12 @@ def _forward(xp, x, b, residual, seed, counter, *, activation, rate):
     return y, (None if activation is None else x, b, seed, None if seed is None else counter.copy(), like)
 
 
-def _vjp(xp, saved, dy, need, *, activation, rate):
+def _vjp(xp, saved, dy, need, *, activation, rate, first=0):
     x, b, seed, counter, like = saved
     if not need[0] and not need[1]:
         return None, None, dy if need[2] else None, None, None
-    if not _serves(like, x, b, dy, seed=seed, counter=counter, activation=activation):
-        return NotImplemented
+    if first or not _serves(like, x, b, dy, seed=seed, counter=counter, activation=activation):
+        return NotImplemented  # first: the mask of some of the samples
     x, b, dy = contiguous(xp, x, b, dy)
     V, n, W = dy.shape[0], dy.shape[-1], vector_width(dy.dtype)
     rows = like.size // n

@@ -143,15 +143,17 @@ def _forward(xp, x, seed, counter, *, rate):
     return y, (seed, counter.copy(), xp.broadcast_to(xp.zeros((), x.dtype), x.shape))
 
 
-def _vjp(xp, saved, dy, need, *, rate):
+def _vjp(xp, saved, dy, need, *, rate, first=0):
     if not need[0]:
         return None, None, None
+    if first:  # the mask of some of the samples
+        return NotImplemented
     dx = _masked(xp, dy, *saved[:2], dy.shape[0], rate)
     return NotImplemented if dx is NotImplemented else (dx, None, None)
 
 
-def _jvp(xp, saved, dx, *, rate):
-    return NotImplemented if dx[0] is None else _masked(xp, dx[0], *saved[:2], dx[0].shape[0], rate)
+def _jvp(xp, saved, dx, *, rate, first=0):
+    return NotImplemented if dx[0] is None or first else _masked(xp, dx[0], *saved[:2], dx[0].shape[0], rate)
 
 
 dropout = Kernel(_forward, _vjp, _jvp)

@@ -231,6 +231,24 @@ def test_per_sample_grad_wants_one_loss_a_sample():
             gl.per_sample_grad(loss)(W, X)
 
 
+def test_per_sample_grad_is_an_object():
+    def loss(p, x):
+        return np.sum(np.tanh(x @ p["w"]), axis=1)
+
+    params = {"w": W}
+    g = gl.per_sample_grad(loss, chunk_size=2)
+    out = {"w": np.full((B, *W.shape), np.nan)}
+    assert g.into(out, params, X) is out
+    close(out["w"], g(params, X)["w"], 1e-13)
+    for at, piece in g.chunks(params, X):
+        close(piece["w"], out["w"][at], 1e-13)
+    assert g.plan(params, X).mode == "rev" and repr(g).startswith("<per_sample_grad of ")
+    with pytest.raises(ValueError, match=r"per_sample_grad: max_bytes=9 is too small: one row .*needs"):
+        gl.per_sample_grad(loss, max_bytes=9)(params, X)
+    with pytest.raises(ValueError, match="per_sample_grad: expected a positive int or None as chunk_size, got 0"):
+        gl.per_sample_grad(loss, chunk_size=0)
+
+
 def _scaled_rows(mixes):
     """An op without a `batch` rule: it doubles x, and with `mixes` adds the next sample's entries."""
     m = np.eye(B) * 2 + (np.eye(B, k=1) if mixes else 0)

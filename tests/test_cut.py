@@ -7,7 +7,7 @@ import gradlib as gl
 from gradlib.jacobian.batched import Batched
 from gradlib.jacobian.batched_work import BatchedWork
 from gradlib.jacobian.budget import budget
-from gradlib.jacobian.cut import ALIGNED, REDUCING, SHAPING, cuttable, part
+from gradlib.jacobian.cut import ALIGNED, DRAWING, MATRICES, REDUCING, SHAPING, cuttable, part
 
 RNG = np.random.default_rng(0)
 B = 7
@@ -20,6 +20,15 @@ LABELS = RNG.integers(0, 6, (B, 4))
 
 def flat(x):
     return x.reshape(len(x), -1)
+
+
+def square(x):
+    return x[:, :, 1:5]
+
+
+def gram(x):
+    """Symmetric matrices, positive definite."""
+    return x @ x.swapaxes(1, 2) + 3 * np.eye(4)
 
 
 OPS = {
@@ -55,6 +64,28 @@ OPS = {
     "einsum": lambda x: np.einsum("bij,bkj,jk->bi", x, np.sin(x)[:, :3], W[:, :3]),
     "cross_entropy": lambda x: gl.cross_entropy(x * x, LABELS, reduction="none") * x[:, :, 0],
     "logsumexp": lambda x: gl.logsumexp(x, axis=2) * gl.logsumexp(x, axis=2, keepdims=True)[:, :, 0],
+    "dropout": lambda x: gl.dropout(x[:, :3, :5], 0.5, gl.Generator(3)) * x[:, :3, :5],
+    "bias_dropout_add": lambda x: gl.bias_dropout_add(
+        x, np.arange(6.0), OWN * x, activation="tanh", rate=0.5, rng=gl.Generator(3)
+    ),
+    "dropout of rows": lambda x: gl.dropout(x.reshape(-1, 6), 0.5, gl.Generator(3)).reshape(x.shape) * x,
+    "bias_add": lambda x: gl.bias_dropout_add(x, np.arange(6.0), x * x),
+    "an index for each sample": lambda x: (
+        x[np.arange(B), LABELS[:, 0] % 4] ** 2 * x[np.arange(B), 1, LABELS[:, 1]][:, None]
+    ),
+    "indices for each sample": lambda x: np.take_along_axis(np.sin(x), LABELS[:, :, None], axis=2) * x,
+    "as many indices as samples": lambda x: x[:, np.arange(B)[:, None, None] % 4] * x[:, :1, None, None],
+    "the same indices for all": lambda x: x[:, [3, 1, 1]] * x[:, :3, LABELS[0]][:, :, :1],
+    "matrices": lambda x: np.tril(x) * np.triu(x, 1) + np.tril(x),
+    "solve": lambda x: (
+        np.linalg.solve(flat(x)[:, :16].reshape(-1, 4, 4), x) + np.linalg.solve(square(x), SQUARE[0, :4])[:, :, None]
+    ),
+    "inv": lambda x: np.linalg.inv(square(x)) * np.linalg.det(square(x))[:, None, None],
+    "slogdet": lambda x: np.linalg.slogdet(square(x))[1] * np.linalg.norm(np.linalg.pinv(x), axis=(1, 2)),
+    "cholesky": lambda x: np.linalg.cholesky(gram(x)) * np.linalg.eigvalsh(gram(x))[:, :, None],
+    "decompositions": lambda x: np.concatenate(
+        [np.linalg.qr(x, mode="complete")[1], np.linalg.svd(x, full_matrices=True)[2][:, :4] ** 2], axis=2
+    ),
 }
 
 
@@ -74,6 +105,9 @@ def check(f, *args, modes=("auto", "rev", "fwd"), shared=(), tolerance=1e-12):
             work = BatchedWork(part(call, first, last), mode, budget("batch_jacobian", None, None), False)
             for got, all_of_them in zip(work.whole(), want, strict=True):
                 np.testing.assert_allclose(got, all_of_them[first:last], rtol=tolerance, atol=tolerance)
+        of_a_part = BatchedWork(part(part(call, 1, B), 1, 3), mode, budget("batch_jacobian", None, None), False)
+        for got, all_of_them in zip(of_a_part.whole(), want, strict=True):
+            np.testing.assert_allclose(got, all_of_them[2:4], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("f", OPS.values(), ids=OPS.keys())
@@ -97,11 +131,11 @@ def test_as_many_samples_as_a_row_has_entries(f, samples, monkeypatch):
 
 
 def test_every_op_that_is_listed_is_tested():
-    names = set()
+    names = {"embedding"}  # below
     for f in OPS.values():
         names.update(node.op.name for node in recorded(f, X).trace.nodes)
-    listed = ALIGNED | REDUCING | SHAPING | {"linear", "matmul", "einsum", "cross_entropy", "logsumexp", "getitem"}
-    assert listed <= names
+    named = {"linear", "matmul", "einsum", "cross_entropy", "logsumexp", "getitem"}
+    assert named | ALIGNED | REDUCING | SHAPING | MATRICES | DRAWING <= names
 
 
 @pytest.mark.parametrize(
@@ -117,11 +151,27 @@ def test_parameters(f):
     check(f, SQUARE[:6, :6], X[:, 0], modes=("rev",), shared=(0,))
 
 
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda w, ids, x: np.sum(np.tanh(w[ids]) * x, axis=1),
+        lambda w, ids, x: np.sum(gl.embedding(ids, w) ** 2 * x, axis=1),
+        lambda w, ids, x: (
+            np.tanh(w * x[:, :1])[np.arange(len(x)), ids[:, 0]] + gl.dropout(x[:, 0], 0.5, gl.Generator(3))
+        ),
+        lambda w, ids, x: gl.bias_dropout_add(x, w[0], activation="tanh", rate=0.5, rng=gl.Generator(3)) * w[1],
+    ],
+)
+def test_parameters_of_which_rows_are_picked(f):
+    check(f, SQUARE[:6, :6], LABELS, X, modes=("rev",), shared=(0,))
+
+
 WHOLE = {
-    "dropout": lambda x: gl.dropout(x, 0.5, rng=gl.Generator(3)) * x,
     "checkpoint": lambda x: gl.checkpoint(np.tanh)(x) * x,
-    "an index for each sample": lambda x: x[np.arange(len(x)), LABELS[:, 0] % 4] ** 2,
-    "det": lambda x: np.linalg.det(x[:, :4, :4]),
+    "rules of your own": lambda x: gl.custom_rules(vjp=lambda x, y, dy: (dy * 2,), jvp=lambda x, y, dx: dx[0] * 2)(
+        lambda x: x * 2
+    )(x),
+    "a mask drawn across the batch": lambda x: gl.dropout(x.swapaxes(0, 1), 0.5, gl.Generator(3)).swapaxes(0, 1) * x,
 }
 
 

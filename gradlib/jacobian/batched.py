@@ -8,7 +8,7 @@ travel in one stack: V = outputs of one sample, not of the batch. How the Jacobi
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 from .. import tree
@@ -16,10 +16,8 @@ from ..device import adopt, array_module
 from ..op import describe, shape_of
 from ..ops.batching import UNKNOWN, Tag
 from ..storing import raise_hidden
-from ..threads import one_blas_thread
-from ..trace import Trace, Traced, module_of
-from ..transforms import Outputs, check_float, owned, pick
-from .apart import Apart
+from ..trace import Trace, Traced
+from ..transforms import Outputs, check_float, pick
 from .batched_work import BatchedWork
 from .budget import budget
 from .dense import check_mode
@@ -164,9 +162,8 @@ def batch_jacobian(
     Memory beyond the inputs, the result and what f itself records: `max_bytes` bounds it, an int or a text such as
     "1GB", "200 MB", "512KiB", or "auto" for a quarter of what is free; without it, it stays within 0.3 of the result
     and 8 MB. `chunk_size` bounds the rows (or columns) worked on at once. Work is cut into pieces of the batch and of
-    the rows, down to a row of one sample; where an operation of f cannot be cut over the batch (dropout,
-    `gl.checkpoint`, rules of your own, an index array for each sample), a row of all samples is the least. f is always
-    called once, on the whole batch.
+    the rows, down to a row of one sample; where an operation of f cannot be cut over the batch (`gl.checkpoint`, rules
+    of your own), a row of all samples is the least. f is always called once, on the whole batch.
 
     Whether samples mix is told by the operations. Where one does not tell (a reshape that splits the batch axis,
     `gl.checkpoint`, rules of your own), f is probed with random derivatives, which proves it for these arguments alone.
@@ -211,11 +208,24 @@ def losses(name: str, loss: Callable[..., Any], argnums: Any, in_axes: Any, args
     return call
 
 
-def per_sample_grad(loss: Callable[..., Any], argnums: int | tuple[int, ...] = 0, in_axes: Any = None) -> Any:
-    """Function that gives the gradient of every sample's loss: each leaf (B, *param).
+def per_sample_grad(
+    loss: Callable[..., Any],
+    argnums: int | tuple[int, ...] = 0,
+    in_axes: Any = None,
+    *,
+    chunk_size: int | None = None,
+    max_bytes: int | str | None = None,
+) -> JacobianFunction:
+    """Function G that gives the gradient of every sample's loss: each leaf (B, *param).
 
     `loss` works on the whole batch and returns (B,). By default the arguments `argnums` names are shared by all
     samples and the others batched; `in_axes` (0 or None for each argument) says otherwise.
+
+    G is an object like that of `batch_jacobian`: G(params, x), G.into(out, params, x), G.chunks(params, x) for
+    gradients larger than memory, G.plan(params, x); `chunk_size` and `max_bytes` bound the working memory as there.
+
+    Raises ValueError when `loss` mixes samples or does not return (B,), when `in_axes` does not match the arguments,
+    and when `max_bytes` is too small; TypeError for arguments that are not floating point.
 
     >>> import gradlib as gl, numpy as np
     >>> loss = lambda w, x: (x @ w) ** 2
@@ -223,19 +233,10 @@ def per_sample_grad(loss: Callable[..., Any], argnums: int | tuple[int, ...] = 0
     array([[2., 0.],
            [0., 8.]])
     """
+    allowed = budget("per_sample_grad", chunk_size, max_bytes)
 
-    threaded = False  # as the last call was
+    def record(args: tuple, kwargs: dict) -> BatchedWork:
+        call = losses("per_sample_grad", loss, argnums, in_axes, args, kwargs)
+        return BatchedWork(call, "rev", allowed, isinstance(argnums, tuple))
 
-    @wraps(loss)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        nonlocal threaded
-        with one_blas_thread(threaded):
-            call = losses("per_sample_grad", loss, argnums, in_axes, args, kwargs)
-            y = call.outputs.values[0]
-            found = Apart(call, [module_of(y).ones((1, *y.shape), y.dtype)])
-            leaves = owned(found.dense(range(len(call.slots))), [])
-        threaded = found.threaded
-        trees = call.rebuild([d[0] for d in leaves])
-        return tuple(trees) if isinstance(argnums, tuple) else trees[0]
-
-    return wrapped
+    return JacobianFunction("per_sample_grad", loss, record)

@@ -29,7 +29,7 @@ def _forward(
     like = xp.broadcast_to(xp.zeros((), x.dtype), x.shape)  # only for its shape
     saved = (None if activation is None else x, b, seed, counter, like)
     if seed is not None:
-        y = y * mask_scale(xp, like, seed, counter, rate)
+        y = y * mask_scale(xp, like, seed, counter, rate, 0)
     y = y if residual is None else wide(residual) + y
     return (y + 0 if y is x else narrow(y, dtype)), saved  # never the input itself
 
@@ -41,7 +41,7 @@ def _activated(xp: Any, z: Any, activation: str | None) -> Any:
     return a.op.forward(xp, z, **a.static)[0]
 
 
-def _slope(xp: Any, saved: tuple, activation: str | None, rate: float) -> Any:
+def _slope(xp: Any, saved: tuple, activation: str | None, rate: float, first: int) -> Any:
     """act'(x + b) m, or None for 1."""
     *summands, seed, counter, like = saved
     (x, b), s = map(wide, summands), None
@@ -51,26 +51,26 @@ def _slope(xp: Any, saved: tuple, activation: str | None, rate: float) -> Any:
         s = slope(xp, activation, z, y)
         s = narrow(s, working(like.dtype))
     if seed is not None:
-        m = mask_scale(xp, like, seed, counter, rate)
+        m = mask_scale(xp, like, seed, counter, rate, first)
         s = m if s is None else s * m
     return s
 
 
-def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, activation: str | None, rate: float) -> tuple:
+def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, activation: str | None, rate: float, first: int = 0) -> tuple:
     dz = None
     if need[0] or need[1]:
-        s = _slope(xp, saved, activation, rate)
+        s = _slope(xp, saved, activation, rate, first)
         dz = dy if s is None else narrow(wide(dy) * s, dy.dtype)
     db = total(xp, dz, tuple(range(1, dy.ndim - 1))) if need[1] else None
     return dz if need[0] else None, db, dy if need[2] else None, None, None
 
 
-def _jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None, rate: float) -> Any:
+def _jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None, rate: float, first: int = 0) -> Any:
     shape = saved[-1].shape
     parts = [lift(xp, wide(d), len(shape)) for d in dx[:2] if d is not None]
     dy: Any = None
     if parts:
-        s = _slope(xp, saved, activation, rate)
+        s = _slope(xp, saved, activation, rate, first)
         dz = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         dy = dz if s is None else dz * s
     if dx[2] is not None:
@@ -80,21 +80,21 @@ def _jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None, rate: floa
 
 
 def _vjp_each(
-    xp: Any, saved: tuple, dy: Any, need: tuple, axis: int, *, activation: str | None, rate: float
+    xp: Any, saved: tuple, dy: Any, need: tuple, axis: int, *, activation: str | None, rate: float, first: int = 0
 ) -> tuple | None:
     """Of a bias that all samples share; None where they share more."""
     if need[0] or need[2] or axis == -1:
         return None
-    s = _slope(xp, saved, activation, rate)
+    s = _slope(xp, saved, activation, rate, first)
     rows = rows_by_sample(dy if s is None else narrow(wide(dy) * s, dy.dtype), axis, 1)
     return None, Rows(total(xp, rows, 2)), None, None, None
 
 
-def _block(xp: Any, saved: tuple, i: int, *, activation: str | None, rate: float) -> Any:
+def _block(xp: Any, saved: tuple, i: int, *, activation: str | None, rate: float, first: int = 0) -> Any:
     like = saved[-1]
     if i > 2:
         return None
-    s = None if i == 2 else _slope(xp, saved, activation, rate)
+    s = None if i == 2 else _slope(xp, saved, activation, rate, first)
     s = None if s is None else narrow(s, like.dtype)
     if i == 1:
         return RepeatedDiagonal(like, like.shape, s)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from ..trace import Namespace, module_of
 _M = (0xD2511F53, 0xCD9E8D57)
 _W = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
+PIECE = 1 << 11  # counters to work on at a time on the CPU: what its cache holds
 
 
 def philox(xp: Any, counter: tuple[Any, Any, Any, Any], key: tuple[Any, Any]) -> tuple[Any, Any, Any, Any]:
@@ -46,33 +48,44 @@ def threshold(rate: float) -> int:
     return min(round(rate * 2**32), _LOW)
 
 
-def keep_mask(xp: Any, shape: tuple[int, ...], seed: Any, counter: Any, rate: float) -> Any:
-    """Bool array of `shape`: True where the element stays. seed, counter: 0-d uint64 arrays."""
-    n = int(np.prod(shape))
-    block = xp.arange((n + 3) // 4, dtype=np.uint64)
-    low, shift = np.uint64(_LOW), np.uint64(32)
-    one = xp.ones_like(block)
-    words = philox(
-        xp,
-        (block & low, block >> shift, one * (counter & low), one * (counter >> shift)),
-        (seed & low, seed >> shift),
-    )
-    return xp.reshape(xp.stack(words, axis=-1), (-1,))[:n].reshape(shape) >= np.uint64(threshold(rate))
+def keep_mask(xp: Any, shape: tuple[int, ...], seed: Any, counter: Any, rate: float, first: int = 0) -> Any:
+    """Bool array of `shape`: True where the element stays. seed, counter: 0-d uint64 arrays; first: the number of the
+    first element, where these are some of those of a larger array."""
+    n, skipped = prod(shape), first % 4
+    start, stop = first // 4, (first + n + 3) // 4
+    kept = xp.empty((stop - start, 4), bool)
+    step = PIECE if xp is np else max(stop - start, 1)
+    for at in range(start, stop, step):
+        words = _words(xp, at, min(at + step, stop), seed, counter)
+        for k, word in enumerate(words):
+            kept[at - start : at - start + step, k] = word >= np.uint64(threshold(rate))
+    return kept.reshape(-1)[skipped : skipped + n].reshape(shape)
 
 
-def _scaled_mask(xp: Any, seed: Any, counter: Any, *, shape: tuple[int, ...], dtype: Any, rate: float) -> Any:
+def _words(xp: Any, start: int, stop: int, seed: Any, counter: Any) -> tuple[Any, Any, Any, Any]:
+    """The words of the counters start..stop of one call."""
+    block = xp.arange(start, stop, dtype=np.uint64)
+    low, shift, one = np.uint64(_LOW), np.uint64(32), xp.ones_like(block)
+    counters = (block & low, block >> shift, one * (counter & low), one * (counter >> shift))
+    return philox(xp, counters, (seed & low, seed >> shift))
+
+
+def _scaled_mask(
+    xp: Any, seed: Any, counter: Any, *, shape: tuple[int, ...], dtype: Any, rate: float, first: int
+) -> Any:
     """mask / (1 - rate)."""
-    return keep_mask(xp, shape, seed, counter, rate).astype(working(dtype)) * (1 / (1 - rate))
+    kept = keep_mask(xp, shape, seed, counter, rate, first)
+    return xp.multiply(kept, 1 / (1 - rate), dtype=working(dtype))
 
 
 # An op without derivative, so that a capture makes the mask anew at every replay, at any order.
 _mask = Op("dropout_mask", forward=lambda xp, *x, **static: (_scaled_mask(xp, *x, **static), ()), registered=False)
 
 
-def mask_scale(xp: Any, like: Any, seed: Any, counter: Any, rate: float) -> Any:
+def mask_scale(xp: Any, like: Any, seed: Any, counter: Any, rate: float, first: int) -> Any:
     """mask / (1 - rate) for an array like `like`, in its working dtype."""
     make: Any = _mask if isinstance(xp, Namespace) else partial(_scaled_mask, xp)
-    return make(seed, counter, shape=like.shape, dtype=like.dtype, rate=rate)
+    return make(seed, counter, shape=like.shape, dtype=like.dtype, rate=rate, first=first)
 
 
 class _Shaped:
@@ -84,20 +97,20 @@ class _Shaped:
 
 def _forward(xp: Any, x: Any, seed: Any, counter: Any, *, rate: float) -> tuple:
     saved = (seed, counter, xp.broadcast_to(xp.zeros((), x.dtype), x.shape))  # the last one only for its shape
-    return narrow(wide(x) * mask_scale(xp, x, seed, counter, rate), x.dtype), saved
+    return narrow(wide(x) * mask_scale(xp, x, seed, counter, rate, 0), x.dtype), saved
 
 
-def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, rate: float) -> tuple:
-    return narrow(wide(dy) * mask_scale(xp, _Shaped(dy), saved[0], saved[1], rate), dy.dtype), None, None
+def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, rate: float, first: int = 0) -> tuple:
+    return narrow(wide(dy) * mask_scale(xp, _Shaped(dy), saved[0], saved[1], rate, first), dy.dtype), None, None
 
 
-def _jvp(xp: Any, saved: tuple, dx: tuple, *, rate: float) -> Any:
-    return narrow(wide(dx[0]) * mask_scale(xp, _Shaped(dx[0]), saved[0], saved[1], rate), dx[0].dtype)
+def _jvp(xp: Any, saved: tuple, dx: tuple, *, rate: float, first: int = 0) -> Any:
+    return narrow(wide(dx[0]) * mask_scale(xp, _Shaped(dx[0]), saved[0], saved[1], rate, first), dx[0].dtype)
 
 
-def _block(xp: Any, saved: tuple, i: int, *, rate: float) -> Any:
+def _block(xp: Any, saved: tuple, i: int, *, rate: float, first: int = 0) -> Any:
     seed, counter, like = saved
-    return Diagonal(narrow(mask_scale(xp, like, seed, counter, rate), like.dtype)) if i == 0 else None
+    return Diagonal(narrow(mask_scale(xp, like, seed, counter, rate, first), like.dtype)) if i == 0 else None
 
 
 _dropout = Op(
