@@ -10,7 +10,7 @@ product is rounded, bias and activation are added in float32, and so are the sum
 """
 
 from ..op import total
-from ..ops.matmul import multiplied, stacked_matmul, weight_cotangent
+from ..ops.matmul import multiplied, weight_cotangent
 from ..precision import is_narrow, narrow, working
 from . import csr
 from .elementwise import ACTIVATIONS, run_scale
@@ -201,7 +201,7 @@ def _vjp(xp, saved, dy, need, *, activation):
     if not takes(x, w, z, y, dy, dtypes=FLOATS + HALVES) or 0 in (x.size, w.size):
         return NotImplemented
     dz, db = cotangents(xp, z, y, dy, len(need) > 2 and need[2], activation)
-    dx = stacked_matmul(xp, dz, w.T) if need[0] else None
+    dx = multiplied(xp, dz, w.T) if need[0] else None
     dw = weight_cotangent(xp, x, dz) if need[1] else None
     return (dx, dw, db)[: len(need)]
 

@@ -1,4 +1,4 @@
-"""Matrix products: rules with broadcast leading axes, einsum's letters, NumPy's conventions."""
+"""Matrix products: rules with broadcast leading axes, NumPy's conventions."""
 
 import numpy as np
 import pytest
@@ -7,26 +7,14 @@ from rulecheck import Case, RuleCheck, randn
 import gradlib as gl
 from gradlib.op import REGISTRY
 
-MATMUL, EINSUM = REGISTRY["matmul"], REGISTRY["einsum"]
+MATMUL = REGISTRY["matmul"]
 SHAPES = [
     ((2, 3), (3, 4)), ((1, 1), (1, 1)), ((2, 2, 3), (3, 1)), ((2, 3), (2, 3, 2)), ((2, 1, 2, 3), (3, 3, 2)),
     ((1, 2, 3), (2, 3, 1)), ((0, 3), (3, 2)), ((2, 0), (0, 3)), ((2, 3), (3, 0)), ((0, 2, 3), (3, 2)),
 ]  # fmt: skip
-EINSUMS = [
-    (("ij", "jk"), "ik", ((2, 3), (3, 2))),
-    (("ij", "ij"), "ij", ((2, 3), (2, 3))),
-    (("bij", "bjk"), "kbi", ((2, 2, 3), (2, 3, 1))),
-    (("a", "b", "c"), "cab", ((2,), (3,), (2,))),
-    (("ij",), "ji", ((2, 3),)),
-    (("i", "i"), "", ((3,), (3,))),
-    (("ij", "jk"), "ik", ((0, 3), (3, 2))),
-    (("VW", "WX"), "VX", ((2, 2), (2, 2))),
-]
 
 
 CASES = [Case(MATMUL, (randn(*a), randn(*b, seed=3))) for a, b in SHAPES]
-CASES += [Case(EINSUM, [randn(*s, seed=i) for i, s in enumerate(shapes)], terms=terms, out=out)
-          for terms, out, shapes in EINSUMS]  # fmt: skip
 ERRORS = [
     (
         lambda: gl.grad(lambda x: np.sum(x @ np.ones((4, 2))))(np.ones((2, 3))),
@@ -39,13 +27,6 @@ ERRORS = [
         "matmul: leading axes do not broadcast",
     ),
     (lambda: gl.grad(lambda x: x @ x)(1.0), ValueError, "matmul: expected arrays of at least one dimension"),
-    (lambda: gl.grad(lambda x: np.einsum("ij->i", x).sum())(np.ones(3)), ValueError, "einsum: term 'ij'"),
-    (lambda: gl.grad(lambda x: np.einsum("i,j", x))(np.ones(3)), ValueError, "einsum: 2 terms … 1 arguments"),
-    (
-        lambda: gl.grad(lambda x: np.einsum("i,i", x, np.ones(4)))(np.ones(3)),
-        ValueError,
-        "einsum: letter 'i' of 'i,i' has sizes 3 and 4",
-    ),
     (
         lambda: gl.grad(lambda x: np.tensordot(x, np.ones((4, 2)), 1).sum())(np.ones((2, 3))),
         ValueError,
@@ -82,15 +63,6 @@ CALLS = {
     "tensordot none": lambda: (lambda u, v: np.tensordot(u, v, 0), U, U),
     "kron": lambda: (lambda a, b: np.kron(a, b), A, B),
     "kron ranks": lambda: (lambda u, b: np.kron(u, b), U, B),
-    "einsum implicit": lambda: (lambda a, b: np.einsum("ij,jk", a, b), A, B),
-    "einsum trace": lambda: (lambda t: np.einsum("iij->j", t[:, :2]), T),
-    "einsum diagonal": lambda: (lambda t: np.einsum("ii->i", t[0][:, :3]), T),
-    "einsum lone letters": lambda: (lambda t, a: np.einsum("bij,ik->b", t, a), T, A),
-    "einsum dots": lambda: (lambda t, b: np.einsum("...j,jk->...k", t, b), T, B),
-    "einsum dots both": lambda: (lambda t, a: np.einsum("...j,...j", t, a), T, A),
-    "einsum dots summed": lambda: (lambda t: np.einsum("i...->...", t), T),
-    "einsum one broadcast": lambda: (lambda a, c: np.einsum("ij,ij->j", a, c[:1]), A, A),
-    "einsum three": lambda: (lambda a, b, u: np.einsum("ij,jk,j->ki", a, b, u), A, B, U),
 }
 
 

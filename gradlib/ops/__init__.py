@@ -12,6 +12,7 @@ from . import (  # noqa: F401  (importing registers the handlers of NumPy's func
     decompositions,
     differences,
     dropout,
+    einsum,
     elementwise,
     embedding,
     index,

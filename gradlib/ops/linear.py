@@ -22,7 +22,7 @@ from ..trace import Namespace, Traced
 from .activations import ACTIVATIONS, activate, slope
 from .batching import Mixed
 from .csr import CSR, csr_product, is_sparse, product_jvp, stacked_dots, stacked_transposed
-from .matmul import factors, multiplied, stacked_matmul, weight_cotangent
+from .matmul import factors, multiplied, product, weight_cotangent
 
 
 def _finish(xp: Any, z: Any, b: Any, activation: str | None) -> tuple[Any, Any, Any]:
@@ -63,16 +63,16 @@ def _ones(n: int, dtype: Any) -> np.ndarray:
 def _forward(xp: Any, x: Any, w: Any, b: Any = None, *, activation: str | None) -> tuple:
     if x.dtype.itemsize == 2 or w.dtype.itemsize == 2:
         dtype = xp.result_type(*[a.dtype for a in (x, w, b) if a is not None])
-        y, z, kept = _kept(dtype, *_finish(xp, wide(xp.matmul(*factors(xp, x, w))), b, activation))
+        y, z, kept = _kept(dtype, *_finish(xp, wide(product(xp, *factors(xp, x, w))), b, activation))
     else:
-        y, z, kept = _finish(xp, xp.matmul(x, w), b, activation)
+        y, z, kept = _finish(xp, product(xp, x, w), b, activation)
     return y, (x, w, b, z, kept)
 
 
 def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, activation: str | None) -> tuple:
     x, w, _, z, y = saved
     dz = _dz(xp, dy, z, y, activation)
-    dx = stacked_matmul(xp, dz, w.T) if need[0] else None
+    dx = multiplied(xp, dz, w.T) if need[0] else None
     dw = weight_cotangent(xp, x, dz) if need[1] else None
     db = _bias_cotangent(xp, dz) if len(need) > 2 and need[2] else None
     return (dx, dw, db)[: len(need)]
@@ -82,7 +82,7 @@ def _jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None) -> Any:
     x, w, _, z, y = saved
     parts = []
     if dx[0] is not None:
-        parts.append(stacked_matmul(xp, dx[0], w))
+        parts.append(multiplied(xp, dx[0], w))
     if dx[1] is not None:
         parts.append(multiplied(xp, x, dx[1] if x.ndim == 2 else _lift_weight(xp, dx[1], x.ndim)))
     if len(dx) > 2 and dx[2] is not None:

@@ -1,4 +1,4 @@
-"""Matrix products: matmul by BLAS, einsum, and dot, inner, outer, tensordot, kron written with them.
+"""Matrix products: matmul by BLAS, and dot, inner, outer, tensordot, kron written with it.
 
     y = a @ b        da = dy @ bᵀ        db = aᵀ @ dy        dy = da @ b + a @ db
 
@@ -15,13 +15,11 @@ from ..jacobian.blocks import Kronecker, SharedDense
 from ..jacobian.factors import Outer, rows_by_sample
 from ..op import Op, describe, normalize_axis, shape_of, unbroadcast
 from ..precision import narrow, wide
-from ..trace import HANDLERS, Traced, lose_trace, module_of
+from ..trace import HANDLERS, lose_trace
 from .arithmetic import multiply
-from .batching import Mixed, Tag
-from .index import getitem
-from .join import as_array, taking_lists
-from .reduce import sum_
-from .shape import broadcast_to, expand_dims, reshape, squeeze, transpose
+from .batching import Mixed
+from .join import taking_lists
+from .shape import expand_dims, reshape, squeeze, transpose
 
 
 def _t(xp: Any, x: Any) -> Any:
@@ -46,8 +44,15 @@ def _forward(xp: Any, a: Any, b: Any) -> tuple:
 def multiplied(xp: Any, a: Any, b: Any) -> Any:
     """a @ b, added up in float32 where a and b are float16 or bfloat16."""
     if a.dtype.itemsize != 2 and b.dtype.itemsize != 2:
+        return product(xp, a, b)
+    return narrow(product(xp, *factors(xp, a, b)), xp.result_type(a.dtype, b.dtype))
+
+
+def product(xp: Any, a: Any, b: Any) -> Any:
+    """a @ b; of many matrices a and one b a single product, since many small ones cost several times as much."""
+    if a.ndim == 2 or b.ndim > 2 or not a.size:
         return xp.matmul(a, b)
-    return narrow(xp.matmul(*factors(xp, a, b)), xp.result_type(a.dtype, b.dtype))
+    return xp.matmul(a.reshape((-1, a.shape[-1])), b).reshape((*a.shape[:-1], b.shape[-1]))
 
 
 def factors(xp: Any, a: Any, b: Any) -> tuple[Any, Any]:
@@ -55,13 +60,6 @@ def factors(xp: Any, a: Any, b: Any) -> tuple[Any, Any]:
     if a.dtype == b.dtype == np.float16 and getattr(xp, "module", xp) is not np:
         return a, b
     return wide(a), wide(b)
-
-
-def stacked_matmul(xp: Any, d: Any, b: Any) -> Any:
-    """d [V, ..., n, k] @ b (k, m) as one product of two matrices."""
-    if not d.size:
-        return xp.zeros((*d.shape[:-1], b.shape[-1]), d.dtype)
-    return multiplied(xp, d.reshape((-1, d.shape[-1])), b).reshape((*d.shape[:-1], b.shape[-1]))
 
 
 def _behind(xp: Any, d: Any, ndim: int) -> Any:
@@ -73,7 +71,7 @@ def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple) -> tuple:
     a, b = saved
     da = db = None
     if need[0]:
-        da = stacked_matmul(xp, dy, _t(xp, b)) if b.ndim == 2 else multiplied(xp, dy, _t(xp, b))
+        da = multiplied(xp, dy, _t(xp, b))
         da = unbroadcast(xp, da, a.shape)
     if need[1]:
         db = weight_cotangent(xp, a, dy) if b.ndim == 2 else unbroadcast(xp, multiplied(xp, _t(xp, a), dy), b.shape)
@@ -106,7 +104,7 @@ def _jvp(xp: Any, saved: tuple, dx: tuple) -> Any:
     total = None
     if dx[0] is not None:
         da = _behind(xp, dx[0], ndim)
-        total = stacked_matmul(xp, da, b) if b.ndim == 2 else multiplied(xp, da, b)
+        total = multiplied(xp, da, b)
     if dx[1] is not None:
         part = multiplied(xp, a, _behind(xp, dx[1], ndim))
         total = part if total is None else total + part
@@ -206,141 +204,6 @@ def kron(a: Any, b: Any) -> Any:
     return reshape(multiply(left, right), tuple(m * n for m, n in zip(sa, sb, strict=True)))
 
 
-def _contracted(xp: Any, subscripts: str, *x: Any, optimize: bool) -> Any:
-    """xp.einsum; of float16 and bfloat16 in float32."""
-    if 2 not in [a.dtype.itemsize for a in x]:
-        return xp.einsum(subscripts, *x, optimize=optimize)
-    dtype = xp.result_type(*[a.dtype for a in x])
-    return narrow(xp.einsum(subscripts, *map(wide, x), optimize=optimize), dtype)
-
-
-# einsum: every argument has distinct letters, each of which has one size and occurs in the result or elsewhere.
-def _einsum_forward(xp: Any, *x: Any, terms: tuple, out: str) -> tuple:
-    return _contracted(xp, f"{','.join(terms)}->{out}", *x, optimize=len(x) > 1), x
-
-
-def _stack_letter(terms: tuple) -> str:
-    return next(c for c in "VWXYZABCDEFGHIJKLMNOPQRSTU" if c not in "".join(terms))
-
-
-def _einsum_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, terms: tuple, out: str) -> tuple:
-    v = _stack_letter((*terms, out))
-    grads: list[Any] = []
-    for i, n in enumerate(need):
-        if not n:
-            grads.append(None)
-            continue
-        others = [t for j, t in enumerate(terms) if j != i]
-        args = [x for j, x in enumerate(saved) if j != i]
-        sub = f"{','.join([v + out, *others])}->{v}{terms[i]}"
-        grads.append(_contracted(xp, sub, dy, *args, optimize=len(args) > 0))
-    return tuple(grads)
-
-
-def _einsum_jvp(xp: Any, saved: tuple, dx: tuple, *, terms: tuple, out: str) -> Any:
-    v, total = _stack_letter((*terms, out)), None
-    for i, d in enumerate(dx):
-        if d is None:
-            continue
-        subs = ",".join(v + t if j == i else t for j, t in enumerate(terms))
-        args = [d if j == i else x for j, x in enumerate(saved)]
-        part = _contracted(xp, f"{subs}->{v}{out}", *args, optimize=len(args) > 1)
-        total = part if total is None else total + part
-    return total
-
-
-def _einsum_batch(tags: tuple, shapes: tuple, static: dict) -> Any:
-    letters = {t[tag.axis] for t, tag in zip(static["terms"], tags, strict=True) if tag}
-    if not letters:
-        return None
-    if len(letters) > 1:
-        return Mixed("einsum", "pairs the samples of its arguments")
-    letter, out = letters.pop(), static["out"]
-    if letter not in out:
-        return Mixed("einsum", "sums over the batch axis")
-    rows = {tag.rows for tag in tags if tag}
-    return Tag(out.index(letter) - len(out), rows.pop()) if len(rows) == 1 else Mixed("einsum", "mixes row counts")
-
-
-_einsum = Op("einsum", forward=_einsum_forward, vjp=_einsum_vjp, jvp=_einsum_jvp, batch=_einsum_batch)
-
-
-def _expand_dots(terms: list[str], out: str | None, args: list[Any]) -> tuple[list[str], str]:
-    """'...' as letters, aligned from the right, and the implicit result spelled out."""
-    used = set("".join(terms) + (out or ""))
-    spare = [c for c in "zyxwvutsrqponmlkjihgfedcbaZYXWVUTSRQPONMLKJIHGFEDCBA" if c not in used]
-    extra = max(
-        [len(shape_of(x)) - len(t.replace("...", "")) for t, x in zip(terms, args, strict=True) if "..." in t] + [0]
-    )
-    dots = "".join(spare[:extra])
-    if out is None:
-        joined = "".join(terms).replace(".", "")
-        out = ("..." if extra else "") + "".join(sorted(c for c in set(joined) if joined.count(c) == 1))
-    full = []
-    for t, x in zip(terms, args, strict=True):
-        n = len(shape_of(x)) - len(t.replace("...", ""))
-        full.append(t.replace("...", dots[len(dots) - n :]) if "..." in t else t)
-    return full, out.replace("...", dots)
-
-
-def einsum(subscripts: Any, *operands: Any, out: Any = None, optimize: Any = False) -> Any:
-    """np.einsum: any letters, '...', repeated and summed letters; or arrays and lists of axis numbers in turn."""
-    if out is not None:
-        raise lose_trace("einsum: out=", "use the result instead")
-    if not isinstance(subscripts, str):
-        subscripts, operands = _lettered((subscripts, *operands))
-    like = next((x for x in operands if type(x) is Traced), None)
-    operands = tuple(as_array(x, like) if isinstance(x, (list, tuple)) else x for x in operands)
-    left, arrow, result = subscripts.replace(" ", "").partition("->")
-    terms, args = left.split(","), list(operands)
-    if len(terms) != len(args):
-        raise ValueError(f"einsum: {len(terms)} terms in {subscripts!r} for {len(args)} arguments")
-    terms, result = _expand_dots(terms, result if arrow else None, args)
-    for i, (t, x) in enumerate(zip(terms, args, strict=True)):
-        if len(t) != len(shape_of(x)):
-            raise ValueError(f"einsum: term {t!r} of {subscripts!r} does not fit {describe(x)}")
-        terms[i], args[i] = _distinct(t, x)
-    args = _of_equal_sizes(subscripts, terms, args)
-    for i in range(len(args)):
-        elsewhere = set(result).union(*(terms[:i] + terms[i + 1 :]))
-        alone = tuple(j for j, c in enumerate(terms[i]) if c not in elsewhere)
-        if alone:
-            args[i], terms[i] = sum_(args[i], alone), "".join(c for c in terms[i] if c in elsewhere)
-    return _einsum(*args, terms=tuple(terms), out=result)
-
-
-def _lettered(given: tuple) -> tuple[str, tuple]:
-    """The string form of einsum(x, [0, 1], y, [1, 2], [0, 2])."""
-    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    terms = ["".join("..." if i is Ellipsis else letters[i] for i in axes) for axes in given[1::2]]
-    out = "->" + "".join("..." if i is Ellipsis else letters[i] for i in given[-1]) if len(given) % 2 else ""
-    return ",".join(terms) + out, given[: len(terms) * 2 : 2]
-
-
-def _distinct(term: str, x: Any) -> tuple[str, Any]:
-    """A repeated letter, as in 'ii', takes the diagonal."""
-    for c in dict.fromkeys(term):
-        while term.count(c) > 1:
-            i = term.index(c)
-            j = term.index(c, i + 1)
-            rest = [n for n in range(len(term)) if n not in (i, j)]
-            x = transpose(x, (i, j, *rest))
-            steps = module_of(x).arange(x.shape[0])
-            x, term = getitem(x, (steps, steps)), c + "".join(term[n] for n in rest)
-    return term, x
-
-
-def _of_equal_sizes(subscripts: str, terms: list[str], args: list[Any]) -> list[Any]:
-    """The arguments, with an axis of size 1 repeated where its letter is longer in another."""
-    sizes: dict[str, int] = {}
-    for term, x in zip(terms, args, strict=True):
-        for c, n in zip(term, shape_of(x), strict=True):
-            if n != 1 and sizes.setdefault(c, n) != n:
-                raise ValueError(f"einsum: letter {c!r} of {subscripts!r} has sizes {sizes[c]} and {n}")
-    full = [tuple(sizes.get(c, 1) for c in term) for term in terms]
-    return [x if shape_of(x) == s else broadcast_to(x, s) for x, s in zip(args, full, strict=True)]
-
-
 HANDLERS.update(
     {
         np.matmul: matmul,
@@ -350,6 +213,5 @@ HANDLERS.update(
         np.vdot: taking_lists(vdot),
         np.tensordot: taking_lists(tensordot, 2),
         np.kron: taking_lists(kron),
-        np.einsum: einsum,
     }
 )
