@@ -8,6 +8,7 @@ An op is written once, in plain array code:
     jvp(xp, saved, dx, **static)                   dx a tuple of [V, *x], None = no tangent -> [V, *y]
     block(xp, saved, i, **static)                  optional: the structured Jacobian of input i
     vjp_each(xp, saved, dy, need, axis, **static)  optional: [V*B, *x] or a factor of each shared input, by sample
+    each_takes(shapes, need, axis, static)         optional: whether vjp_each serves the inputs `need`; else it does
     batch(tags, shapes, static)                    optional: where the batch axis goes
     reads                                          optional: for each input, the places of `saved` that its derivative
                                                    is made of; of the others a recorded op keeps the `Form` alone
@@ -57,6 +58,7 @@ class Op:
         "batch",
         "block",
         "check",
+        "each_takes",
         "forward",
         "jvp",
         "keep",
@@ -78,6 +80,7 @@ class Op:
         check: Callable[..., None] | None = None,
         block: Callable[..., Any] | None = None,
         vjp_each: Callable[..., Any] | None = None,
+        each_takes: Callable[..., bool] | None = None,
         batch: Callable[..., Any] | None = None,
         partials: tuple = (),
         reads: Reads | Callable[[], Reads] | None = None,
@@ -85,7 +88,8 @@ class Op:
         registered: bool = True,
     ) -> None:
         self.name, self.forward, self.vjp, self.jvp = name, forward, vjp, jvp
-        self.check, self.block, self.vjp_each, self.batch = check, block, vjp_each, batch
+        self.check, self.block, self.batch = check, block, batch
+        self.vjp_each, self.each_takes = vjp_each, each_takes
         self.partials = partials  # of an elementwise op: partials[i](xp, *x, y, **static) is ∂y/∂x_i
         self.reads = reads  # or a function that tells, called once it is needed; `saved` then begins with the inputs
         self.keep: Keeper | None = None if reads is None else self._first_keep

@@ -67,6 +67,27 @@ FUNCTIONS = {
     "many picks": (lambda p, x: np.sum(p["t"][np.tile(x, 9)] ** 3, axis=1), {"t": TABLE}, IDS),
     "einsum": (lambda p, x: np.einsum("bi,ij,j->bj", x, p["w"], p["b"]), {"w": W, "b": BIAS}, X),
     "from the left": (lambda p, x: np.sum(np.tanh(p["a"] @ (x @ p["w"])), 1), {"a": randn(2, T), "w": W}, TOKENS),
+    "on columns": (lambda p, x: np.tanh(p["a"] @ x[:, :, None])[:, :, 0] * p["b"], {"a": V, "b": BIAS}, X),
+    "several matrices": (
+        lambda p, x: np.sum(np.tanh(x[:, None] @ p["h"]), axis=(1, 2)),
+        {"h": randn(2, 3, 4)},
+        TOKENS,
+    ),
+    "several matrices, repeated": (
+        lambda p, x: np.sum(np.tanh(x[:, :, None, None, None] @ p["h"] * p["g"]), axis=(1, 2, 3, 4)),
+        {"h": randn(2, 1, 3, 4), "g": randn(1, 2, 1, 4)},
+        TOKENS,
+    ),
+    "several matrices from the left": (
+        lambda p, x: np.sum(np.tanh(p["h"] @ np.swapaxes(x, 1, 2)[:, None]), axis=(1, 3)),
+        {"h": randn(2, 4, 3)},
+        TOKENS,
+    ),
+    "several matrices of two samples' rows": (
+        lambda p, x: np.sum(np.tanh(x.reshape(-1, 1, 1, 3) @ p["h"]).reshape(len(x), -1, 4), axis=1),
+        {"h": randn(2, 3, 4)},
+        TOKENS,
+    ),
     "not used": (lambda p, x: np.tanh(x @ p["w"]), {"w": W, "b": BIAS}, X),
     "none": (lambda p, x: np.sin(x) @ np.ones((3, 4)), {"b": BIAS}, X),
 }

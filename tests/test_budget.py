@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradlib as gl
+from gradlib import memory
 from gradlib.jacobian import batched_work, known
 from gradlib.jacobian import budget as budgets
 from gradlib.jacobian.budget import FLOOR, SHARE, budget, readable
@@ -32,6 +33,7 @@ def net(weights, activation="tanh"):
 
 
 SQUARES = layers(80, 80, 80, 80)
+HEADS = SQUARES[0].reshape(5, 5, 16, 16)[:, 0]
 PARAMS = [{"w": w, "b": np.zeros(w.shape[1], "f")} for w in layers(100, 64, 32, 10)]
 
 
@@ -68,6 +70,7 @@ def measured(transform, f, args, **settings):
     plan = transform(f, **settings).plan(*args)
     out = transform(f, **settings)(*args)  # what is imported and compiled at first use is there now
     target = gl.tree.map(lambda a: np.full_like(a, np.nan), out)
+    memory._blocks.reset()  # buffers kept from that call would not be seen
     tracemalloc.start()
     try:
         transform(watched, **settings).into(target, *args)
@@ -102,6 +105,12 @@ SHARED = {
     "one matrix": (lambda w, x: np.tanh(x @ w), (SQUARES[0], *rows(30, 80))),
     "used twice": (lambda w, x: np.tanh(x @ w) @ w, (SQUARES[0], *rows(30, 80))),
     "a function of it": (lambda w, x: np.sum(np.tanh(x @ (w * w)), axis=1), (SQUARES[0], *rows(200, 80))),
+    "on the left": (lambda w, x: np.tanh(w @ x[:, :, None])[:, :3, 0], (SQUARES[0], *rows(200, 80))),
+    "several matrices": (lambda w, x: np.tanh(x.reshape(-1, 1, 5, 16) @ w)[:, :, 0, 0], (HEADS, *rows(200, 80))),
+    "matrices side by side": (
+        lambda w, x: np.sum(np.einsum("bthd,hde->bthe", x.reshape(-1, 2, 5, 16), w), axis=(1, 2, 3)),
+        (HEADS, *rows(100, 160)),
+    ),
     "no rule": (lambda w, x: np.einsum("bi,ij,bj->b", x, w, x), (SQUARES[0], *rows(200, 80))),
 }
 WHOLE = {

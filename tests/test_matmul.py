@@ -26,6 +26,11 @@ ERRORS = [
         ValueError,
         "matmul: leading axes do not broadcast",
     ),
+    (
+        lambda: gl.grad(lambda x: np.sum(x @ np.ones((3, 4, 2))))(np.ones((2, 3))),
+        ValueError,
+        "matmul: expected (..., n, k) @ (..., k, m), got float64[2, 3] @ float64[3, 4, 2]",
+    ),
     (lambda: gl.grad(lambda x: x @ x)(1.0), ValueError, "matmul: expected arrays of at least one dimension"),
     (
         lambda: gl.grad(lambda x: np.tensordot(x, np.ones((4, 2)), 1).sum())(np.ones((2, 3))),
@@ -47,6 +52,7 @@ CALLS = {
     "vector vector": lambda: (lambda u, v: u @ v, U, U + 1),
     "batched vector": lambda: (lambda t, u: t @ u, T, U),
     "vector batched": lambda: (lambda u, t: u @ t.swapaxes(1, 2), U, T),
+    "one for many": lambda: (lambda a, t: a @ t.swapaxes(1, 2), A, T),
     "reflected": lambda: (lambda b: A @ b, B),
     "dot": lambda: (lambda a, b: np.dot(a, b) + a.dot(B), A, B),
     "dot numbers": lambda: (lambda a, u: np.dot(a[0, 0], u), A, U),

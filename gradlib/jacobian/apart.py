@@ -89,15 +89,15 @@ class Apart:
 
     def _meet(self, node: Node, dy: Any, need: tuple[bool, ...]) -> None:
         """Keep the cotangents of a node's shared inputs: by the op's rule, or as they come."""
-        found, tag = None, self.call.tags[node.slot]
-        if node.op.vjp_each is not None and self.call.trace.watcher is None:  # it looks at arrays, not at factors
-            parts = dy if type(dy) is tuple else (dy,)
-            xp = rules_namespace(node.xp, parts)
-            xp = namespace(array_module(raw(parts[0]))) if isinstance(xp, Unit) else xp
-            found = node.op.vjp_each(xp, node.saved, dy, need, tag.axis, **node.static)
-        if found is None:
+        tag = self.call.tags[node.slot]
+        if self.call.trace.watcher is not None or not kept_apart(node, self.call.tags):  # one looks at arrays alone
             self.general.append((node, dy, need))
             return
+        parts = dy if type(dy) is tuple else (dy,)
+        xp = rules_namespace(node.xp, parts)
+        xp = namespace(array_module(raw(parts[0]))) if isinstance(xp, Unit) else xp
+        each: Any = node.op.vjp_each
+        found = each(xp, node.saved, dy, need, tag.axis, **node.static)
         for slot, each in zip(node.parents, found, strict=True):
             if each is not None:
                 if not isinstance(each, Factor):
@@ -179,11 +179,23 @@ class Apart:
         else:
             parts = [] if d is None else [d.reshape((self.v, count, *x.shape))]
             factors = self.factors.get(slot, [])
-            alone = shared and len(factors) == 1 and not parts
-            parts += [f.dense(at, out if alone else None) for f in factors]
+            if shared and factors and out is not None:
+                return _added(factors, parts, at, out)
+            parts += [f.dense(at) for f in factors]
             if not shared:  # row b of the batch under the cotangent of sample b; the others are 0
                 parts = [p.sum(axis=1)[:, at] for p in parts]
         return _total(parts, (self.v, count, *(x.shape if shared else x.shape[1:])), x, out)
+
+
+def _added(factors: list[Factor], parts: list[Any], at: slice, out: Any) -> Any:
+    """The sum of factors and of stacks, in `out`: the first is written there, and the others are added."""
+    factors[0].dense(at, out)
+    spare = module_of(out).empty_like(out) if len(factors) > 1 else None
+    for factor in factors[1:]:
+        out += factor.dense(at, spare)
+    for part in parts:
+        out += part
+    return out
 
 
 def _total(parts: list[Any], shape: tuple[int, ...], x: Any, out: Any) -> Any:
@@ -216,6 +228,15 @@ def _add(trace: Trace, cotangents: list[Any], node: Node, need: tuple[bool, ...]
     for slot, wanted, dx in zip(node.parents, need, dxs, strict=True):
         if wanted and dx is not None:
             accumulate(trace, cotangents, slot, dx)
+
+
+def kept_apart(node: Node, tags: Sequence[Any]) -> bool:
+    """Whether the op has a rule for the cotangents, a sample, of the shared inputs of a node with a batch axis."""
+    op, tag = node.op, tags[node.slot]
+    if op.vjp_each is None or type(tag) is not Tag:
+        return False
+    need = tuple([p >= 0 and tags[p] is None for p in node.parents])
+    return op.each_takes is None or op.each_takes(node.shapes, need, tag.axis, node.static)
 
 
 def separable(call: Call) -> bool:

@@ -176,7 +176,8 @@ class BatchedWork(Work):
 
     def costs(self) -> dict[str, tuple[int, Cost]]:
         """Direction -> (rows of the stack, what one takes)."""
-        call, graph = self.call, graph_of(self.call.trace)
+        call = self.call
+        graph = graph_of(call.trace, call.tags if any(call.shared) else ())
         ends, starts = tuple(s for s in call.outputs.slots if s is not None), tuple(call.slots)
         if any(call.shared):
             return {"rev": (sum(self.n_outs), apart_cost(graph, tuple(call.tags), ends, starts, call.samples))}

@@ -7,7 +7,7 @@ operations an entry; a rule's own scratch is taken as large as its cotangents in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from ..op import shape_of
 from ..ops.batching import UNKNOWN
 from ..sweep import last_uses
 from ..trace import Node, Trace
+from .apart import kept_apart
 
 RATE, BANDWIDTH = 40e9, 8e9  # operations and bytes a second of a small machine: only their ratio matters
 
@@ -41,13 +42,14 @@ class Cost(NamedTuple):
 
 
 class Vertex(NamedTuple):
-    """What costs depend on of a node. inner: see `contracted`."""
+    """What costs depend on of a node. inner: see `contracted`; apart: see `apart.kept_apart`."""
 
     op: Any
     parents: tuple[int, ...]
     slot: int
     outputs: int
     inner: float | None
+    apart: bool
 
 
 class Graph(NamedTuple):
@@ -57,9 +59,12 @@ class Graph(NamedTuple):
     outs: tuple[tuple[tuple[int, ...], Any], ...]
 
 
-def graph_of(trace: Trace) -> Graph:
-    """The signature of a recorded call, by which its costs are found again."""
-    nodes = [Vertex(n.op, tuple(n.parents), n.slot, n.outputs, contracted(n)) for n in trace.nodes]
+def graph_of(trace: Trace, tags: Sequence[Any] = ()) -> Graph:
+    """The signature of a recorded call, by which its costs are found again. tags: where samples are kept apart."""
+    nodes = [
+        Vertex(n.op, tuple(n.parents), n.slot, n.outputs, contracted(n), bool(tags) and kept_apart(n, tags))
+        for n in trace.nodes
+    ]
     return Graph(tuple(nodes), tuple(trace.outs))
 
 
@@ -169,24 +174,26 @@ def apart_cost(trace: Graph, tags: tuple, ends: tuple[int, ...], wanted: tuple[i
         every = reverse_cost(trace, ends, own)
         return Cost(samples * every.flops, samples * every.bytes, 0.0, every.peak)
     uses = Counter(p for n in trace.nodes for p in n.parents)
-    straight = {p for n in meets if n.op.vjp_each is not None for p in n.parents if uses[p] == 1}.intersection(wanted)
+    straight = {p for n in meets if n.apart for p in n.parents if uses[p] == 1}.intersection(wanted)
     sweep = reverse_cost(trace, [s for s in ends if tags[s] is not None], own, (batched, _tagged(trace, tags)))
     held = sum(_bytes(trace, s, own) for n in meets for s in _outs(n))
-    general = [n for n in meets if n.op.vjp_each is None]
+    general = [n for n in meets if not n.apart]
     shared = [n for n in trace.nodes if tags[n.slot] is None] + general
-    starts = {p for n in meets for p in n.parents if p >= 0 and tags[p] is None} - straight
+    starts = {p for n in meets for p in n.parents if p >= 0 and tags[p] is None}.difference(wanted)
     starts |= {s for n in general for s in _outs(n)} | {s for s in ends if tags[s] is None}
     inside = {s for s, t in enumerate(tags) if t is None} - straight
     each = reverse_cost(trace, starts, own, (shared, inside))
-    written = sum(2.0 * own(p) * trace.outs[p][1].itemsize for p in straight)
-    flops = sweep.flops + samples * each.flops + samples * sum(2.0 * own(p) for p in straight)
-    sums = [(k + 1) * _bytes(trace, p, own) for p, k in _factors(meets, wanted).items() if p not in straight]
-    return Cost(flops, sweep.bytes + samples * (each.bytes + written), sweep.peak + held, each.peak + max([*sums, 0]))
+    written = sum(2.0 * own(p) * trace.outs[p][1].itemsize for p in wanted)
+    flops = sweep.flops + samples * each.flops + samples * sum(2.0 * own(p) for p in wanted)
+    peak = each.peak + _added(trace, meets, shared, wanted)
+    return Cost(flops, sweep.bytes + samples * (each.bytes + written), sweep.peak + held, peak)
 
 
-def _factors(meets: list[Any], wanted: Iterable[int]) -> Counter[int]:
-    """How many parts are summed for each wanted value."""
-    return Counter(p for n in meets if n.op.vjp_each is not None for p in n.parents if p in wanted)
+def _added(trace: Graph, meets: list[Any], shared: list[Any], wanted: Iterable[int]) -> float:
+    """Bytes, a sample, of the largest part that is added to what is in the result: of a value that several ops use."""
+    uses = Counter(p for n in meets if n.apart for p in n.parents)
+    uses.update({p for n in shared for p in n.parents})
+    return max([_bytes(trace, p, slot_entries(trace)) for p in wanted if uses[p] > 1], default=0.0)
 
 
 def _tagged(trace: Graph, tags: tuple) -> set[int]:

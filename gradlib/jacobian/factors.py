@@ -6,9 +6,10 @@ A factor stands for a stack g [V, B, *x]: the cotangents of a parameter x that c
     Rows       g itself
     Outer      g_vb = Σ_r x_br ⊗ d_vbr, of a product x @ w with R rows a sample
     Gathered   g_vb = Σ_r e_i ⊗ d_vbr, i = ids_br, of R rows a sample picked from a table
+    Products   g_vb = Σ_e l_vbe @ r_vbe, of stacks of matrices, over the axes that the parameter lacks
 
-Every factor writes itself down for the samples `at` with `dense(at, out)`. The last two are `Paired`: `squares` gives
-the norms and `gram` the inner products of every sample with every other, without that.
+Every factor writes itself down for the samples `at` with `dense(at, out)`. Outer and Gathered are `Paired`: `squares`
+gives the norms and `gram` the inner products of every sample with every other, without that.
 Sources: Goodfellow 2015 (arXiv:1510.01799) for norms; Novak et al. 2022 (arXiv:2206.08720) for Gramians.
 """
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from .. import memory
 from ..capture import recorded, spare_blas
-from ..precision import wide
+from ..precision import narrow, wide
 from ..trace import Traced, module_of, raw
 
 ALL = slice(None)
@@ -60,6 +61,46 @@ class Rows(Factor):
     def merged(self, rows: int) -> Rows:
         v, b = self.g.shape[:2]
         return Rows(self.g.reshape((v, b // rows, rows, *self.shape)).sum(axis=2))
+
+
+class Products(Factor):
+    """g_vb = Σ_e l_vbe @ r_vbe, multiplied when it is asked for: `left` and `right` [V or 1, B, ..., n, k] and
+    [V or 1, B, ..., k, m]. Their other leading axes are the parameter's last ones; e are those that it lacks, or that
+    have size 1 there, and are summed over together with k."""
+
+    def __init__(self, left: Any, right: Any, shape: tuple[int, ...]) -> None:
+        self.left, self.right, self.shape = left, right, shape
+
+    def dense(self, at: slice = ALL, out: Any = None) -> Any:
+        left, right = self.left[:, at], self.right[:, at]
+        xp, lead = module_of(left), np.broadcast_shapes(left.shape[2:-2], right.shape[2:-2])
+        own = (1,) * (len(lead) - len(self.shape) + 2) + self.shape[:-2]
+        summed = [i + 2 for i, n in enumerate(own) if n == 1 and lead[i] != 1]
+        if summed:
+            kept, last = [i for i in range(len(lead) + 2) if i not in summed], len(lead) + 2
+            left, right = (xp.broadcast_to(a, (*a.shape[:2], *lead, *a.shape[-2:])) for a in (left, right))
+            left = _merged(xp.transpose(left, (*kept, last, *summed, last + 1)), len(kept) + 1)
+            right = _merged(xp.transpose(right, (*kept, *summed, last, last + 1)), len(kept), -1)
+        if left.dtype.itemsize == 2:
+            g = narrow(xp.matmul(wide(left), wide(right)), left.dtype)
+        elif out is None or summed or len(own) + 2 != len(self.shape):
+            g = xp.matmul(left, right)
+        else:
+            return xp.matmul(left, right, out=out)
+        if out is None:
+            return g.reshape((*g.shape[:2], *self.shape))
+        out[...] = g.reshape(out.shape)
+        return out
+
+    def merged(self, rows: int) -> Products:
+        left, right = (a.reshape((a.shape[0], a.shape[1] // rows, rows, *a.shape[2:])) for a in (self.left, self.right))
+        return Products(left, right, self.shape)
+
+
+def _merged(a: Any, first: int, last: int | None = None) -> Any:
+    """Its axes first..last as one."""
+    end = a.shape[last:] if last else ()
+    return a.reshape((*a.shape[:first], prod(a.shape[first:last]), *end))
 
 
 class Paired(Factor):

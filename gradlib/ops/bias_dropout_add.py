@@ -81,10 +81,8 @@ def _jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None, rate: floa
 
 def _vjp_each(
     xp: Any, saved: tuple, dy: Any, need: tuple, axis: int, *, activation: str | None, rate: float, first: int = 0
-) -> tuple | None:
-    """Of a bias that all samples share; None where they share more."""
-    if need[0] or need[2] or axis == -1:
-        return None
+) -> tuple:
+    """Of a bias that all samples share."""
     s = _slope(xp, saved, activation, rate, first)
     rows = rows_by_sample(dy if s is None else narrow(wide(dy) * s, dy.dtype), axis, 1)
     return None, Rows(total(xp, rows, 2)), None, None, None
@@ -107,6 +105,7 @@ _bias_dropout_add = Op(
     vjp=_vjp,
     jvp=_jvp,
     vjp_each=_vjp_each,
+    each_takes=lambda shapes, need, axis, static: not (need[0] or need[2] or axis == -1),
     block=_block,
     batch=lambda tags, shapes, static: elementwise_batch(tags[:3], shapes[:3], static),
 )

@@ -90,13 +90,15 @@ def _distinct(arrays: list[Any], aligned: tuple) -> Any:
     return aligned[at]
 
 
+def _each_takes(shapes: tuple, need: tuple, axis: int, static: dict) -> bool:
+    return need[0] and static["template"] == (ARRAY, *(slice(None),) * (len(shapes[0]) - 1))
+
+
 def _getitem_vjp_each(
     xp: Any, saved: tuple, dy: Any, need: tuple, axis: int, *, template: tuple, aligned: tuple = ()
-) -> tuple | None:
+) -> tuple:
     """Per-sample cotangents of a table of which whole rows are picked by one array of numbers."""
     x, *arrays = saved
-    if template != (ARRAY, *(slice(None),) * (x.ndim - 1)) or not need[0]:
-        return None
     ids = by_sample(arrays[0] % max(x.shape[0], 1), axis + x.ndim - 1, 0)
     d = by_sample(dy, axis, 1)
     (v, b), r, n = d.shape[:2], prod(ids.shape[1:]), prod(x.shape[1:])
@@ -199,6 +201,7 @@ _getitem = Op(
     vjp=_getitem_vjp,
     jvp=_getitem_jvp,
     vjp_each=_getitem_vjp_each,
+    each_takes=_each_takes,
     batch=_getitem_batch,
 )
 gather = Op("gather", forward=_gather_forward, vjp=_gather_vjp, jvp=_gather_jvp)

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from ..jacobian.blocks import Kronecker, SharedDense
-from ..jacobian.factors import Outer, rows_by_sample
+from ..jacobian.factors import Outer, Products, by_sample, rows_by_sample
 from ..op import Op, describe, normalize_axis, shape_of, unbroadcast
 from ..precision import narrow, wide
 from ..trace import HANDLERS, lose_trace
 from .arithmetic import multiply
 from .batching import Mixed
 from .join import taking_lists
-from .shape import expand_dims, reshape, squeeze, transpose
+from .shape import expand_dims, reshape, squeeze, swapaxes, transpose
 
 
 def _t(xp: Any, x: Any) -> Any:
@@ -91,12 +91,21 @@ def weight_cotangent(xp: Any, a: Any, dy: Any) -> Any:
     return multiplied(xp, rows.T, dy.reshape((v, -1, m)))
 
 
-def _vjp_each(xp: Any, saved: tuple, dy: Any, need: tuple, axis: int) -> tuple | None:
-    """Per-sample cotangents of one matrix b for all samples: db = Σ_r a_r dy_rᵀ over the rows of a sample."""
+def _vjp_each(xp: Any, saved: tuple, dy: Any, need: tuple, axis: int) -> tuple:
+    """Per-sample cotangents of what all samples share: of one matrix b db = Σ_r a_r dy_rᵀ over the rows of a sample; of
+    several, or of a, the products aᵀ dy and dy bᵀ."""
     a, b = saved
-    if not need[1] or b.ndim != 2:
-        return None
-    return None, Outer(rows_by_sample(a, axis, 0), rows_by_sample(dy, axis, 1))
+    if need[0]:
+        return Products(by_sample(dy, axis, 1), _t(xp, by_sample(b, axis, 0))[None], a.shape), None
+    if b.ndim == 2:
+        return None, Outer(rows_by_sample(a, axis, 0), rows_by_sample(dy, axis, 1))
+    return None, Products(_t(xp, by_sample(a, axis, 0))[None], by_sample(dy, axis, 1), b.shape)
+
+
+def _each_takes(shapes: tuple, need: tuple, axis: int, static: dict) -> bool:
+    """Where the batch is an axis ahead of those of the shared matrices, or of the rows that one b is applied to."""
+    shared = len(shapes[0 if need[0] else 1])
+    return (shared == 2 and not need[0]) or (axis <= -3 and -axis > shared)
 
 
 def _jvp(xp: Any, saved: tuple, dx: tuple) -> Any:
@@ -136,6 +145,7 @@ _matmul = Op(
     vjp=_vjp,
     jvp=_jvp,
     vjp_each=_vjp_each,
+    each_takes=_each_takes,
     block=_block,
     batch=_batch,
     reads=((1,), (0,)),
@@ -148,6 +158,9 @@ def matmul(a: Any, b: Any) -> Any:
         raise ValueError(f"matmul: expected arrays of at least one dimension, got {describe(a)} @ {describe(b)}")
     a = a if na > 1 else expand_dims(a, 0)
     b = b if nb > 1 else expand_dims(b, 1)
+    if na == 2 and nb > 2:  # (bᵀ aᵀ)ᵀ: one matrix for all samples has structure on the right
+        _check(a, b)
+        return swapaxes(_matmul(swapaxes(b, -1, -2), swapaxes(a, -1, -2)), -1, -2)
     y = _matmul(a, b)
     drop = tuple(axis for axis, n in ((-2, na), (-1, nb)) if n == 1)
     return squeeze(y, drop) if drop else y

@@ -20,6 +20,11 @@ Formula = Callable[..., Any]
 Partial = Formula | int | None
 
 
+def repeated_for_samples(shapes: tuple, need: tuple, axis: int, static: dict) -> bool:
+    """Whether broadcasting repeats the inputs `need` for every sample: none has a row for each."""
+    return all([not n or len(s) < -axis or s[axis] == 1 for n, s in zip(need, shapes, strict=True)])
+
+
 def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise") -> Op:
     """Op of n arguments that broadcast; `dfs[i](xp, *x, y, **static)` is ∂y/∂x_i, None a partial that is zero.
 
@@ -73,15 +78,13 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
             dx.append(d if d.shape[1:] == shape else unbroadcast(xp, d, shape))
         return dx
 
-    def vjp_each(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], axis: int, **static: Any) -> tuple | None:
+    def vjp_each(xp: Any, saved: tuple, dy: Any, need: tuple[bool, ...], axis: int, **static: Any) -> tuple:
         """Per-sample cotangents of parameters that broadcasting repeats for every sample."""
         dx: list[Any] = [None] * len(dfs)
         for i, n in enumerate(need):
-            shape = shape_of(saved[i])
-            at = max(len(shape) + axis, -1)
-            if n and at >= 0 and shape[at] != 1:
-                return None  # each sample meets a row of its own
             if n and dfs[i] is not None:
+                shape = shape_of(saved[i])
+                at = max(len(shape) + axis, -1)
                 d = by_sample(scale(xp, i, dy, saved, static), axis, 1)
                 v, samples = d.shape[:2]
                 one = shape[: max(at, 0)] + shape[at + 1 :]  # without the batch axis, as d
@@ -116,7 +119,8 @@ def elementwise(name: str, f: Formula, *dfs: Partial, module: str = "elementwise
     formula: Any = dfs[0] if callable(dfs[0]) else None
     one, many = (forward_one, vjp_one, jvp_one), (forward_many, vjp_many, jvp_many)
     forward, vjp, jvp = one if len(dfs) == 1 else many
-    rules: dict[str, Any] = {"forward": forward, "vjp": vjp, "jvp": jvp, "block": block, "vjp_each": vjp_each}
+    rules: dict[str, Any] = {"forward": forward, "vjp": vjp, "jvp": jvp, "block": block}
+    rules |= {"vjp_each": vjp_each, "each_takes": repeated_for_samples}
 
     def reads() -> tuple:
         return tuple([places_read(df, len(dfs)) for df in dfs])
