@@ -80,11 +80,12 @@ def test_masks_that_are_repeated(n, shape, dtype):
     close(y, reference(x, attended(x.shape, mask, False)), dtype, 1e-2)
 
 
-@pytest.mark.parametrize("n", [16, 264, 520])
+@pytest.mark.parametrize("n", [16, 520, 37, 4104])  # held by a warp and by a block; streamed, not aligned and aligned
 @pytest.mark.parametrize("kernel", [layer_norm.layer_norm, rms_norm.rms_norm], ids=["layer", "rms"])
 def test_tangents_of_norms(kernel, n, dtype):
     centred = kernel is layer_norm.layer_norm
-    x, w, dx = normal((3, n), dtype, n), normal(n, dtype, n + 1), normal((2, 3, n), dtype, n + 2)
+    rows = 2 if n < 600 else 1
+    x, w, dx = normal((rows, n), dtype, n), normal(n, dtype, n + 1), normal((2, rows, n), dtype, n + 2)
     dw, db = normal((2, n), dtype, n + 3), normal((2, n), dtype, n + 4)
     _, saved = call(kernel.forward, x, w, eps=1e-5)
     h, r = normalised(x, centred, 1e-5)
@@ -96,8 +97,6 @@ def test_tangents_of_norms(kernel, n, dtype):
     close(call(kernel.jvp, saved, (dx, *both), eps=1e-5), moved + parameters, dtype, 10)
     close(call(kernel.jvp, saved, (dx, *[None] * len(both)), eps=1e-5), moved, dtype, 10)
     close(call(kernel.jvp, saved, (None, *both), eps=1e-5), parameters, dtype, 10)
-    misfit = call(kernel.forward, x[:, :7], w[:7], eps=1e-5)[1]  # no row of whole tiles
-    assert call(kernel.jvp, misfit, (dx[..., :7], *[None] * len(both)), eps=1e-5) is NotImplemented
 
 
 @pytest.mark.parametrize("n", [8, 13, 264])
