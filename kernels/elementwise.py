@@ -26,20 +26,11 @@ from .launch import (
 
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "silu", "softplus", "gelu", "gelu_tanh", "elu", "leaky_relu")
 VARIANTS = [(name,) for name in FORMULAS if name != "identity"]
-IN_HALF = ("exp", *ACTIVATIONS)  # float16 and bfloat16 too
 FILL = 4096  # blocks that keep any GPU busy
+DTYPES = FLOATS + HALVES
 
 
-def dtypes_of(name):
-    """The dtypes that kernels of function `name` are made for."""
-    return FLOATS + HALVES if name in IN_HALF else FLOATS
-
-
-def _left_out(dtype, name):
-    return dtype not in dtypes_of(name) or without(dtype, name)
-
-
-@cuda_kernel(FLOATS + HALVES, VARIANTS, without=_left_out, vector=lambda *key: True, except_for=except_for)
+@cuda_kernel(DTYPES, VARIANTS, without=without, vector=lambda *key: True, except_for=except_for)
 def pointwise(S, name):
     """y = f(x), n elements."""
     T, W = arithmetic(S), vector_width(S)
@@ -58,7 +49,7 @@ def pointwise(S, name):
     return body
 
 
-@cuda_kernel(FLOATS + HALVES, VARIANTS, without=_left_out, vector=lambda *key: True, except_for=except_for)
+@cuda_kernel(DTYPES, VARIANTS, without=without, vector=lambda *key: True, except_for=except_for)
 def pointwise_scale(S, name):
     """out[v] = d[v] * f'(x) for v < V; x and y have n elements, d and out V * n."""
     T, W = arithmetic(S), vector_width(S)
@@ -89,7 +80,7 @@ def unary(name, parameter=None):
     """The Kernel of op `name`; `parameter` is the static keyword that is the formula's a, if it has one."""
 
     def forward(xp, x, **static):
-        if not takes(x, dtypes=dtypes_of(name)) or without(str(x.dtype), name):
+        if not takes(x, dtypes=DTYPES) or without(str(x.dtype), name):
             return NotImplemented
         y = run_forward(xp, name, x, static.get(parameter, 0.0))
         return y, (x, y)
@@ -123,7 +114,7 @@ def run_forward(xp, name, x, a=0.0):
 
 def run_scale(xp, name, x, y, d, a=0.0):
     """d * f'(x) by the kernel; x, y (...), d (V, ...)."""
-    if type(x) is Form or not takes(x, y, d, dtypes=dtypes_of(name)) or without(str(x.dtype), name):
+    if type(x) is Form or not takes(x, y, d, dtypes=DTYPES) or without(str(x.dtype), name):
         return NotImplemented  # without x and y f' is a number, which the rule serves
     x, y, d = contiguous(xp, x, y, d)
     out, V = empty(xp, d.shape, d.dtype), d.shape[0]

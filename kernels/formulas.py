@@ -156,5 +156,5 @@ def without(dtype, name, *variant):
 
 
 def except_for(dtype, name, *variant):
-    """The rule float32 sin and cos break: libdevice reduces huge arguments in float64."""
+    """The rule that sin and cos computed in float32 break: libdevice reduces huge arguments in float64."""
     return ("float64",) if name in ("sin", "cos") else ()

@@ -1,9 +1,11 @@
 """Compile every catalogued kernel with no GPU and read its machine code; hold it to the rules of the house.
 
-The kernels are dealt out to processes of their own, in which the simulator must be off, whatever it is here. The
-disassembler takes longer to start than to read a kernel, so a process has it read all its code at once.
+The kernels are dealt out to processes of their own, in which the simulator must be off, whatever it is here: to each
+kernels of few dtypes, since those of one dtype share device functions, which a process compiles once. The disassembler
+takes longer to start than to read a kernel, so a process has it read all its code at once.
 """
 
+import gc
 import json
 import os
 import re
@@ -22,6 +24,7 @@ INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-
 FLOAT_ATOMICS = r"^(ATOM|ATOMG|ATOMS|RED|REDG)\.(.*\.)?(F16|F16x2|BF16|BF16x2|F32|F64|CAS|CAST)(\.|$)"  # CAS: in a loop
 FLOAT64 = re.compile(r"^(DADD|DMUL|DFMA|DSETP|DMNMX|MUFU\.\w+64H)")  # arithmetic; conversions are free to be
 REGISTERS = {"float16": 64, "bfloat16": 64, "float32": 64, "float64": 128}  # ceilings, unless a kernel states its own
+REGISTERS_USED, FRAME = 0x2F, 0x11  # attributes in the section .nv.info
 WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 RULES = ("registers", "local memory", "float64", "call", "generic access", "vector access", "atomics")
 MISSING = 'cannot compile kernels here ({}): pip install "gradlib[check]"'
@@ -75,17 +78,19 @@ def _inspect_in_process(part, parts, archs, only):
 
 
 def inspect_catalogue(part, parts, only, *archs) -> list[dict]:
-    """The rows of every `parts`-th kernel from `part` on, compiled in this process."""
+    """The rows of one of `parts` parts of the kernels, in order of their dtypes, compiled in this process."""
     from .launch import CATALOGUE
 
-    tools = _tools()
+    nvdisasm = _disassembler()
     load_catalogue()
     keys = [(kernel, key) for kernel in CATALOGUE.values() for key in kernel.instances()]
     chosen = [(kernel, key) for kernel, key in keys if re.search(only, kernel.name_of(key))]
-    compiled = [pair for kernel, key in chosen[int(part) :: int(parts)] for pair in _compile(kernel, key, archs)]
+    chosen.sort(key=lambda pair: pair[1][0])
+    first, end = (len(chosen) * (int(part) + i) // int(parts) for i in (0, 1))
+    compiled = [pair for kernel, key in chosen[first:end] for pair in _compile(kernel, key, archs)]
     codes = {_code(cubin): row["arch"] for row, cubin in reversed(compiled)}  # two architectures often have the same
-    counts = _count(codes, tools["nvdisasm"])
-    return [row | _figures(counts[_code(cubin)], _resources(cubin, tools["cuobjdump"])) for row, cubin in compiled]
+    counts = _count(codes, nvdisasm)
+    return [row | _figures(counts[_code(cubin)], _resources(cubin)) for row, cubin in compiled]
 
 
 def load_catalogue():
@@ -98,18 +103,18 @@ def load_catalogue():
             importlib.import_module(f"gradlib.kernels.{file.stem}")
 
 
-def _tools():
+def _disassembler():
+    """Where nvdisasm is."""
     try:
         import numba_cuda  # noqa: F401
         from cuda.pathfinder import find_nvidia_binary_utility
 
-        tools = {name: find_nvidia_binary_utility(name) for name in ("nvdisasm", "cuobjdump")}
+        found = find_nvidia_binary_utility("nvdisasm")
     except ImportError as error:
         raise RuntimeError(MISSING.format(error)) from error
-    missing = [name for name, path in tools.items() if path is None]
-    if missing:
-        raise RuntimeError(MISSING.format(", ".join(missing) + " not found"))
-    return tools
+    if found is None:
+        raise RuntimeError(MISSING.format("nvdisasm not found"))
+    return found
 
 
 def _compile(kernel, key, archs):
@@ -146,19 +151,37 @@ def _count(codes, nvdisasm) -> dict[bytes, Counter]:
     return counts
 
 
-def _resources(cubin, cuobjdump):
-    """(registers, bytes of stack, bytes of shared memory) of a cubin."""
-    usage = _on_file(cubin, cuobjdump, "-res-usage")
-    return map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage).groups())
+def _resources(cubin):
+    """(registers, bytes of stack, bytes of shared memory) of a cubin, as cuobjdump -res-usage gives them.
+
+    .nv.info lists attributes: format, number, size; where the format is 4 as many bytes follow, here a function and the
+    figure. Shared memory is what has sections of its own."""
+    found, shared = {REGISTERS_USED: [], FRAME: []}, 0
+    for name, start, size in _sections(cubin):
+        if name == ".nv.info":
+            at = start
+            while at < start + size:
+                form, attribute, follow = struct.unpack_from("<BBH", cubin, at)
+                if attribute in found:
+                    found[attribute].append(struct.unpack_from("<II", cubin, at + 4)[1])
+                at += 4 + (follow if form == 4 else 0)
+        elif name.startswith(".nv.shared.") and not name.startswith(".nv.shared.reserved."):
+            shared += size
+    return max(found[REGISTERS_USED]), max(found[FRAME]), shared
 
 
 def _code(cubin) -> bytes:
-    """The machine code in a cubin: the sections .text of an ELF file of 64 bits."""
+    """The machine code in a cubin."""
+    return b"".join(cubin[start : start + size] for name, start, size in _sections(cubin) if name.startswith(".text"))
+
+
+def _sections(cubin):
+    """(name, start, size) of each section of an ELF file of 64 bits."""
     (table,) = struct.unpack_from("<Q", cubin, 0x28)
     size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
-    heads = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]  # name, …, offset, size
-    strings = heads[names][4]
-    return b"".join(cubin[h[4] : h[4] + h[5]] for h in heads if cubin.startswith(b".text", strings + h[0]))
+    heads = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]  # name, …, start, size
+    name_at = [heads[names][4] + head[0] for head in heads]
+    return [(cubin[at : cubin.index(0, at)].decode(), *head[4:]) for at, head in zip(name_at, heads, strict=True)]
 
 
 def _capability(arch):
@@ -208,6 +231,7 @@ def _on_file(data, *command) -> str:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(100_000)  # what the compiler makes stays: to look through it again and again takes a tenth longer
     try:
         print(json.dumps(inspect_catalogue(*sys.argv[1:])))
     except RuntimeError as error:

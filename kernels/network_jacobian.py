@@ -4,26 +4,31 @@
     J = D_L w_Lᵀ D_{L-1} w_{L-1}ᵀ … D_1 w_1ᵀ                  D_l = diag(act_l'(z_l)), of each sample its own
 
 J (B, n_L, n_0) is multiplied from the left: A_{L-1} = D_L w_Lᵀ D_{L-1}, A_{l-1} = A_l w_lᵀ D_{l-1}, J = A_1 w_1ᵀ. The
-rows of some samples stand one below the other, so that each step is one product of matrices: A_l, S n_L rows, by w_lᵀ.
+rows of s samples stand one below the other, so that each step is one product of matrices: A_l, s n_L rows, by w_lᵀ.
 
 `given`: the diagonals come from memory, (B, n_l) each, of whatever made them; `masks`: they are bools, as of a relu.
 `computed`: the kernel runs the network itself, from x, on the same weights, and writes its outputs too.
 
-Access: a block loads the weights into shared memory once and stays, taking a tile of S samples after another: x or the
+Access: a block loads the weights into shared memory once and stays, taking a tile of s samples after another: x or the
 diagonals are read, J is written, 16 bytes a thread, and nothing else moves; activations, masks and the A_l stay in
 shared memory. A thread makes 8 rows by 16 bytes of columns of a product in registers: in float32 128 multiplications to
 12 loads of 16 bytes from shared memory, 8 of them of one address for most lanes. So multiplying is what limits it, not
 memory. Weights stand so that neighbouring threads' loads fall into different banks, forwards and backwards, without a
 transposed copy (see `network_tiles`); the rows of A that one thread makes lie far apart for the same reason.
+
+float16 and bfloat16 (S) are widened as they are loaded; shared memory holds float32 (T), and J and y are rounded once.
 """
 
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+from ..precision import working
 from . import launchers
-from .intrinsics import cuda, device, dynamic_shared, int32, int64, pointer, uint8
+from .intrinsics import arithmetic, cuda, device, dynamic_shared, int32, int64, pointer, uint8
 from .launch import (
+    FLOATS,
+    HALVES,
     THREADS,
     Launchable,
     aligned,
@@ -52,39 +57,46 @@ LAYERS = 6  # at most
 WIDEST = 1 << 15  # of a layer
 
 
-@cuda_kernel(variants=(("given",), ("masks",), ("computed",)), vector=lambda *key: True, registers=128)
-def tiles_of_samples(T, diagonals):
-    """J of B samples, S at a time. v1 … v6: the diagonals D_l, or the biases beside x; bit l of `has` says whether
-    there is a v_l, of `wide` whether arrays of width n_l may move 16 bytes. low, high: the widths n_l, 16 bits each;
-    kinds: the activations, 8 bits each. In shared memory stand the weights; from `slots` on, S rows of each D_l; from
-    `even` and `odd` on, the A_l and h_l in turn; from `inputs` on, x. `size` is all of it, in elements."""
-    computed, D = diagonals == "computed", uint8 if diagonals == "masks" else T
+@cuda_kernel(
+    FLOATS + HALVES,
+    variants=(("given",), ("masks",), ("computed",)),
+    vector=lambda dtype, diagonals: dtype in FLOATS,  # four numbers at a time of the others too, 8 bytes
+    registers=128,
+)
+def tiles_of_samples(S, diagonals):
+    """J of B samples, `each` of them at a time. v1 … v6: the diagonals D_l, or the biases beside x; bit l of `has` says
+    whether there is a v_l, of `wide` whether arrays of width n_l may move W elements at a time. low, high: the widths
+    n_l, 16 bits each; kinds: the activations, 8 bits each. In shared memory stand the weights; from `slots` on, a row
+    of each D_l for each sample; from `even` and `odd` on, the A_l and h_l in turn; from `inputs` on, x. `size` is all
+    of it, in elements."""
+    computed, D = diagonals == "computed", uint8 if diagonals == "masks" else S
+    T = arithmetic(S)
     W = vector_width(T)
     units, pitch = geometry(T)
     memory, width = dynamic_shared(T), width_of(T)
-    load_weight, load_rows, load_x = weight_loader(T), row_loader(T, diagonals == "masks"), row_loader(T)
-    layer, first_rows, multiply, output_rows = layer_of(T), first_rows_of(T), multiplication(T), output_rows_of(T)
+    load_weight, load_rows, load_x = weight_loader(S), row_loader(S, diagonals == "masks"), row_loader(S)
+    layer, first_rows, multiply, output_rows = layer_of(T), first_rows_of(T), multiplication(S), output_rows_of(S)
 
     @device
     def area(rows, columns):
         return int32(units(rows) * int32(W) * pitch(columns))
 
     def body(
-        w1: pointer(T),
-        w2: pointer(T),
-        w3: pointer(T),
-        w4: pointer(T),
-        w5: pointer(T),
-        w6: pointer(T),
+        w1: pointer(S),
+        w2: pointer(S),
+        w3: pointer(S),
+        w4: pointer(S),
+        w5: pointer(S),
+        w6: pointer(S),
         v1: pointer(D),
         v2: pointer(D),
         v3: pointer(D),
         v4: pointer(D),
         v5: pointer(D),
         v6: pointer(D),
-        x: pointer(T),
-        y: pointer(T),
-        jacobian: pointer(T),
+        x: pointer(S),
+        y: pointer(S),
+        jacobian: pointer(S),
         B: int64,
         L: int32,
         low: int64,
@@ -92,7 +104,7 @@ def tiles_of_samples(T, diagonals):
         kinds: int64,
         has: int32,
         wide: int32,
-        S: int32,
+        each: int32,
         slots: int32,
         even: int32,
         odd: int32,
@@ -107,14 +119,14 @@ def tiles_of_samples(T, diagonals):
             load_weight(ws[l - 1], shared, at, rows, columns, wide >> l & 1)
             at += area(rows, columns)
         V, ends = width(low, high, L), at
-        first = int64(cuda.blockIdx.x) * S
+        first = int64(cuda.blockIdx.x) * each
         while first < B:
-            count, slot = int32(min(int64(S), B - first)), slots
+            count, slot = int32(min(int64(each), B - first)), slots
             for l in range(1, L + 1):
                 n = width(low, high, l)
                 apart, fill = (int32(0), T(0)) if computed else (n, T(1))
                 load_rows(vs[l - 1], has >> l & 1, fill, first, apart, count, n, shared, slot, wide >> l & 1)
-                slot += S * units(n) * int32(W)
+                slot += each * units(n) * int32(W)
             if computed:
                 n = width(low, high, 0)
                 load_x(x, 1, T(0), first, n, count, n, shared, inputs, wide & 1)
@@ -125,27 +137,27 @@ def tiles_of_samples(T, diagonals):
                     target, kind = odd if l & 1 else even, int32(kinds >> int64(8 * (l - 1)) & int64(255))
                     layer(shared, source, apart, target, slot, at, rows, columns, count, kind)
                     at += area(rows, columns)
-                    slot += S * units(columns) * int32(W)
+                    slot += each * units(columns) * int32(W)
                     source, apart = target, pitch(columns)
                     cuda.syncthreads()
                 output_rows(shared, source, y, first, count, V, wide >> L & 1)
             else:
                 cuda.syncthreads()
             n = width(low, high, L - 1)
-            at, after = ends - area(n, V), slot - S * units(V) * int32(W)
-            slot = after - S * units(n) * int32(W)
+            at, after = ends - area(n, V), slot - each * units(V) * int32(W)
+            slot = after - each * units(n) * int32(W)
             first_rows(shared, at, n, V, after, slot, even if L & 1 else odd, count)
             cuda.syncthreads()
             for step in range(1, L):
                 l = L - step  # type: ignore[assignment]
                 columns = width(low, high, l - 1)
                 at -= area(columns, n)
-                slot -= S * units(columns) * int32(W)
+                slot -= each * units(columns) * int32(W)
                 source, target = (odd, even) if l & 1 else (even, odd)
                 multiply(shared, source, target, at, slot, n, columns, count * V, V, jacobian, first, l == 1, wide & 1)
                 n = columns
                 cuda.syncthreads()
-            first += int64(cuda.gridDim.x) * S
+            first += int64(cuda.gridDim.x) * each
 
     return body
 
@@ -249,10 +261,11 @@ def network_jacobian(xp, x, weights, biases, activations, out=None):
 
 
 def serves(xp, x, weights, biases, activations):
-    """Whether `network_jacobian` takes a network: arrays of one dtype, float32 or float64, activations that it knows,
-    and shared memory enough."""
+    """Whether `network_jacobian` takes a network: arrays of one dtype, activations that it knows, and shared memory
+    enough."""
     known = all(name is None or name in ACTIVATIONS for name in activations)
-    return known and takes(x, *weights, *biases) and _places(xp, weights, x.shape[0], True) is not None
+    served = known and takes(x, *weights, *biases, dtypes=FLOATS + HALVES)
+    return served and _places(xp, weights, x.shape[0], True) is not None
 
 
 def chain_jacobian(xp, weights, diagonals, samples, out=None):
@@ -272,10 +285,12 @@ def chain_jacobian(xp, weights, diagonals, samples, out=None):
 def _run(xp, variant, weights, values, batch, out, x=None, y=None, kinds=()):
     """J; values: the diagonals or biases v_1 … v_L."""
     typed = () if variant == "masks" else values
-    places = _places(xp, weights, batch, x is not None) if takes(*weights, *typed, x, out) else None
+    served = takes(*weights, *typed, x, out, dtypes=FLOATS + HALVES)
+    places = _places(xp, weights, batch, x is not None) if served else None
     if places is None:
         return NotImplemented
-    dtype, W, L, widths = weights[0].dtype, vector_width(weights[0].dtype), len(weights), _widths(weights)
+    dtype, L, widths = weights[0].dtype, len(weights), _widths(weights)
+    W = vector_width(working(dtype))
     J = empty(xp, (batch, widths[-1], widths[0]), dtype) if out is None else out
     weights, values, (x,) = contiguous(xp, *weights), contiguous(xp, *values), contiguous(xp, x)
     beside = [(x, J), *zip(weights, values, strict=True)]
@@ -286,10 +301,9 @@ def _run(xp, variant, weights, values, batch, out, x=None, y=None, kinds=()):
     arrays = [*_filled([*weights, *none], weights[0]), *_filled([*values, *none], weights[0])]
     arrays += _filled([x, y, J], weights[0])
     numbers = batch, L, _packed(widths[:4], 16), _packed(widths[4:], 16), _packed(kinds, 8), has, wide
-    S, grid, *rest = places
-    _sized(dtype.name, variant, places.size * dtype.itemsize)(
-        grid if batch else 0, THREADS, *arrays, *numbers, S, *rest
-    )
+    samples, grid, *rest = places
+    nbytes = places.size * working(dtype).itemsize
+    _sized(dtype.name, variant, nbytes)(grid if batch else 0, THREADS, *arrays, *numbers, samples, *rest)
     return J
 
 
@@ -299,7 +313,7 @@ def _widths(weights):
 
 def _places(xp, weights, batch, computed):
     """The `Plan`, or None."""
-    return plan(_widths(weights), weights[0].dtype.itemsize, max(batch, 1), machine_of(xp), computed)
+    return plan(_widths(weights), working(weights[0].dtype).itemsize, max(batch, 1), machine_of(xp), computed)
 
 
 def _filled(arrays, otherwise):

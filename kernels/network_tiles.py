@@ -3,11 +3,12 @@
 Everything stands in tiles of 16 bytes, W elements; what fills the last tile of a row is zero. A row of n elements takes
 an odd number of tiles, `pitch`, so that tiles one below the other fall into different banks. Row n of a weight stands
 at place (n % W) T + n // W, T tiles covering all rows: a thread that makes W neighbouring columns of A wᵀ reads rows T
-apart, and neighbouring threads neighbouring rows.
+apart, and neighbouring threads neighbouring rows. What it is computed in stands there, T: float16 and bfloat16 (S) are
+widened to float32 on the way into shared memory, and rounded once on the way from it.
 """
 
 from .formulas import formula
-from .intrinsics import cuda, device, int32, int64, quotient, tile_access, vector_access
+from .intrinsics import arithmetic, cuda, device, int32, int64, quotient, tile_access, vector_access
 from .launch import vector_width
 from .linear import PARAMETER
 
@@ -42,12 +43,13 @@ def width_of(T):
     return width
 
 
-def weight_loader(T):
+def weight_loader(S):
     """-> device function: a weight from device memory into its order in shared memory."""
+    T = arithmetic(S)
     W = vector_width(T)
     shift = W.bit_length() - 1
     units, pitch = geometry(T)
-    load, store = tile_access(T, W)
+    load, store = tile_access(S, W)[0], tile_access(T, W)[1]
 
     @device
     def load_weight(w, shared, at, rows, columns, wide):
@@ -68,12 +70,13 @@ def weight_loader(T):
     return load_weight
 
 
-def row_loader(T, masks=False):
+def row_loader(S, masks=False):
     """-> device function: rows of n, `from_row` apart, into shared memory, or `fill` where there are none; the rest of
     the last tile is zero. `masks`: the rows are bytes, 0 or 1."""
+    T = arithmetic(S)
     W = vector_width(T)
     units, _ = geometry(T)
-    load, store = tile_access(T, W)
+    load, store = tile_access(S, W)[0], tile_access(T, W)[1]
 
     @device
     def load_rows(v, has, fill, first, from_row, count, n, shared, at, wide):
@@ -218,12 +221,13 @@ def _product(T):
     return product
 
 
-def multiplication(T):
+def multiplication(S):
     """-> device function: A_{l-1} = A_l wᵀ D_{l-1}, A_l (M, n) at `source`, to `target`; the last is J, without D_0."""
+    T = arithmetic(S)
     W = vector_width(T)
     held, shift = ROWS * W, ROWS.bit_length() - 1
     units, pitch = geometry(T)
-    product, (load, store), store_tile = _product(T), vector_access(T, W), tile_access(T, W)[1]
+    product, (load, store), store_tile = _product(T), vector_access(T, W), tile_access(S, W)[1]
 
     @device
     def multiply(shared, source, target, at, slope, n, columns, M, V, jacobian, first, last, wide):
@@ -251,11 +255,12 @@ def multiplication(T):
     return multiply
 
 
-def output_rows_of(T):
+def output_rows_of(S):
     """-> device function: rows of n from shared memory to y."""
+    T = arithmetic(S)
     W = vector_width(T)
     units, pitch = geometry(T)
-    load, store = vector_access(T, W)[0], tile_access(T, W)[1]
+    load, store = vector_access(T, W)[0], tile_access(S, W)[1]
 
     @device
     def output_rows(shared, source, y, first, count, n, wide):

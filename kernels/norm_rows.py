@@ -10,7 +10,7 @@ variance costs no memory traffic, nor does a third, which corrects the mean. Wei
 row finds them.
 Aligned rows and others have kernels of their own: one branch an element fewer, and half the registers.
 Longer rows: see `norm_streams`. float16 and bfloat16 (S) are widened to float32 (T) as they are loaded; mean and r are
-float32. They have the shapes of HALF_GROUPS; streams serve the rows that those do not, the rule their jvp.
+float32. They have the shapes of HALF_GROUPS; streams serve the rows that those do not.
 """
 
 import numpy as np

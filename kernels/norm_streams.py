@@ -78,11 +78,16 @@ def streamed_forward(S, kind):
     return body
 
 
+def _registers_of_tangents(dtype, kind, mode):
+    """The jvp of layer_norm in float16 and bfloat16 takes 80 registers on sm_100, of which nothing spills."""
+    return ("registers",) if dtype in HALVES and (kind, mode) == ("layer_norm", "jvp") else ()
+
+
 @cuda_kernel(
     dtypes=FLOATS + HALVES,
     variants=[(kind, mode) for kind in KINDS for mode in MODES],
-    without=lambda dtype, kind, mode: dtype in HALVES and mode == "jvp",
     vector=lambda *key: True,
+    except_for=_registers_of_tangents,
 )
 def streamed_derivative(S, kind, mode):
     """The same for long rows, a block a row: the two sums in one pass, the result in a second."""
@@ -143,24 +148,24 @@ def streamed_derivative(S, kind, mode):
                     load(d, base + j, base + n, tile, 0, wide)
                 if has_w:
                     load(w, j, n, ws, 0, wide)
-                if early:
+                if back and early:
                     for k in range(W):
                         tile[k], ws[k] = tile[k] * ws[k], T(1)
+                if not back:  # dy = c + h e:  c = r (d - s) w + db,  e = dw - r q w
+                    if has_db:
+                        load(db, v * n + j, v * n + n, bs, 0, wide)
+                    for k in range(W):
+                        ws[k] *= r
+                        tile[k], ws[k], bs[k] = (tile[k] - s) * ws[k] + bs[k], -q * ws[k], T(0)
+                    if has_dw:
+                        load(dw, v * n + j, v * n + n, bs, 0, wide)
+                    for k in range(W):
+                        ws[k] += bs[k]
+                if early:
                     load(x, here + j, here + n, h, 0, wide)
-                if has_db:
-                    load(db, v * n + j, v * n + n, bs, 0, wide)
                 for k in range(W):
                     h[k] = (h[k] - m) * r
-                    if back:
-                        tile[k] = r * (tile[k] * ws[k] - s - h[k] * q)
-                    else:
-                        tile[k] = r * (tile[k] - s - h[k] * q) * ws[k] + bs[k]
-                        ws[k] = T(0)
-                if not back:
-                    if has_dw:
-                        load(dw, v * n + j, v * n + n, ws, 0, wide)
-                    for k in range(W):
-                        tile[k] += h[k] * ws[k]
+                    tile[k] = r * (tile[k] * ws[k] - s - h[k] * q) if back else tile[k] + h[k] * ws[k]
                 store(out, base + j, base + n, tile, 0, wide)
                 j += int32(THREADS * W)
             v += int64(cuda.gridDim.y)

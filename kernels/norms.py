@@ -67,8 +67,7 @@ def forward(xp, kind, x, w, b, eps):
 
 
 def derivative(xp, kind, mode, x, mean, r, w, d, dw=None, db=None):
-    """dx for cotangents d of y (mode "vjp"), or dy for tangents d, dw, db of x, w and b ("jvp"), of stacks [V, ...];
-    NotImplemented for the jvp of float16 and bfloat16 rows that are not held."""
+    """dx for cotangents d of y (mode "vjp"), or dy for tangents d, dw, db of x, w and b ("jvp"), of stacks [V, ...]."""
     x, mean, r, w, d, dw, db = contiguous(xp, x, mean, r, w, d, dw, db)
     n, V = x.shape[-1], next(a.shape[0] for a in (d, dw, db) if a is not None)
     rows = x.size // n
@@ -78,8 +77,6 @@ def derivative(xp, kind, mode, x, mean, r, w, d, dw=None, db=None):
     if group := _held(held_derivative, x.dtype, (kind, mode), n, wide, GROUPS):
         across = blocks(rows * group[0], THREADS)
         held_derivative[x.dtype, kind, mode, *group](_grid(across, V), THREADS, *given, rows, n, V, *flags)
-    elif (x.dtype.name, kind, mode) not in streamed_derivative.instances():
-        return NotImplemented
     else:
         streamed_derivative[x.dtype, kind, mode](_grid(rows, V), THREADS, *given, rows, n, V, wide, *flags)
     return out

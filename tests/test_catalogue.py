@@ -23,7 +23,7 @@ SAMPLE = "|".join(
 @pytest.fixture(scope="module")
 def rows():
     try:
-        inspection._tools()
+        inspection._disassembler()
     except RuntimeError as error:
         pytest.skip(str(error))
     return inspection.inspect_all(only=SAMPLE)
@@ -112,11 +112,11 @@ def test_atomics_on_floats(name, float_atomics):
     assert inspection._figures({name: 1}, (0, 0, 0))["float_atomics"] == float_atomics
 
 
-def test_missing_tools_say_what_to_install(monkeypatch):
+def test_a_missing_tool_says_what_to_install(monkeypatch):
     pathfinder = pytest.importorskip("cuda.pathfinder")
     monkeypatch.setattr(pathfinder, "find_nvidia_binary_utility", lambda name: None)
     with pytest.raises(RuntimeError, match=r'(nvdisasm|numba_cuda).*pip install "gradlib\[check\]"'):
-        inspection._tools()
+        inspection._disassembler()
 
 
 def test_unknown_architecture():

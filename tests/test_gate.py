@@ -31,7 +31,7 @@ print(json.dumps({
 def compiled():
     """What COMPILE prints, in a process without the simulator."""
     try:
-        inspection._tools()
+        inspection._disassembler()
     except RuntimeError as error:
         pytest.skip(str(error))
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])

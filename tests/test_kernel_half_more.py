@@ -29,7 +29,8 @@ def numbers(shape, dtype, seed=0):
 
 @pytest.mark.parametrize("n", [1, 8, 65, 504, 521])
 def test_logsumexp(n, dtype):
-    x, d, e = normal((3, n), dtype, n, 3), normal((2, 3, n), dtype, n + 1), normal((2, 3), dtype, n + 2)
+    rows = 3 if n < 520 else 1
+    x, d, e = normal((rows, n), dtype, n, 3), normal((2, rows, n), dtype, n + 1), normal((2, rows), dtype, n + 2)
     top = x.astype(float).max(-1)
     lse = top + np.log(np.exp(x.astype(float) - top[:, None]).sum(-1))
     y, saved = call(softmax.logsumexp.forward, x, axis=1, keepdims=False)
@@ -54,8 +55,9 @@ def test_logsumexp_of_extreme_rows(dtype):
 @pytest.mark.parametrize("n", [1, 6, 8, 61, 64, 65, 500, 512, 521])
 def test_masked_and_causal_softmax(n, dtype):
     """What is masked holds NaN: it is not read."""
-    shape, mask = (2, 3, n), some((3, n), n)
-    for given, causal in ((mask, False), (mask, True), (None, True)):
+    shape = (2, 3, n) if n < 500 else (1, 2, n)
+    mask = some(shape[1:], n)
+    for given, causal in ((mask, False), (mask, True), (None, True))[: 3 if n < 500 else 2]:
         keep = attended(shape, given, causal)
         x = np.where(keep, 3 * np.random.default_rng(n).normal(size=shape), np.nan).astype(dtype)
         y, saved = call(softmax.masked_softmax.forward, x, *(() if given is None else (given,)), axis=2, causal=causal)
@@ -80,11 +82,12 @@ def test_masks_that_are_repeated(n, shape, dtype):
     close(y, reference(x, attended(x.shape, mask, False)), dtype, 1e-2)
 
 
-@pytest.mark.parametrize("n", [16, 264, 520])
+@pytest.mark.parametrize("n", [16, 520, 37, 4104])  # held by a warp and by a block; streamed, not aligned and aligned
 @pytest.mark.parametrize("kernel", [layer_norm.layer_norm, rms_norm.rms_norm], ids=["layer", "rms"])
 def test_tangents_of_norms(kernel, n, dtype):
     centred = kernel is layer_norm.layer_norm
-    x, w, dx = normal((3, n), dtype, n), normal(n, dtype, n + 1), normal((2, 3, n), dtype, n + 2)
+    rows = 2 if n < 600 else 1
+    x, w, dx = normal((rows, n), dtype, n), normal(n, dtype, n + 1), normal((2, rows, n), dtype, n + 2)
     dw, db = normal((2, n), dtype, n + 3), normal((2, n), dtype, n + 4)
     _, saved = call(kernel.forward, x, w, eps=1e-5)
     h, r = normalised(x, centred, 1e-5)
@@ -96,8 +99,6 @@ def test_tangents_of_norms(kernel, n, dtype):
     close(call(kernel.jvp, saved, (dx, *both), eps=1e-5), moved + parameters, dtype, 10)
     close(call(kernel.jvp, saved, (dx, *[None] * len(both)), eps=1e-5), moved, dtype, 10)
     close(call(kernel.jvp, saved, (None, *both), eps=1e-5), parameters, dtype, 10)
-    misfit = call(kernel.forward, x[:, :7], w[:7], eps=1e-5)[1]  # no row of whole tiles
-    assert call(kernel.jvp, misfit, (dx[..., :7], *[None] * len(both)), eps=1e-5) is NotImplemented
 
 
 @pytest.mark.parametrize("n", [8, 13, 264])

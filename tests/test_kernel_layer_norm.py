@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_device import DTYPES, call, close
+from kernel_device import call, close
 
 import gradlib as gl
 from gradlib.kernels import norm_rows, norm_sums, norms
@@ -32,8 +32,9 @@ def project(t, h, r, kind):
     return r * (left - t.mean(-1, keepdims=True) if kind == "layer_norm" else left)
 
 
-def data(n, dtype, rows=(3,), V=2):
-    """x, w, b and stacks like each."""
+def data(n, dtype, rows=None, V=2):
+    """x, w, b and stacks like each; of long rows fewer."""
+    rows = (3 if n < 256 else 2 if n < 2000 else 1,) if rows is None else rows
     rng = np.random.default_rng(n)
     shapes = (*rows, n), (n,), (n,), (V, *rows, n), (V, n), (V, n)
     x, *others = [rng.normal(size=s).astype(dtype) for s in shapes]
@@ -103,7 +104,7 @@ def check_cotangents(kind, x, w, b, d, dtype, need_dx=True):
         close(one, d64.sum(axes), dtype, scale)
 
 
-@pytest.mark.parametrize(("n", "dtype"), [*LENGTHS, (4100, "float32")])
+@pytest.mark.parametrize(("n", "dtype"), LENGTHS)
 @pytest.mark.parametrize("kind", KERNELS)
 def test_gradients_of_parameters(kind, n, dtype):
     x, w, b, d, *_ = data(n, dtype)
@@ -152,10 +153,10 @@ def test_gradients_of_parameters_alone():
     close(db, d.astype(float).sum(1), "float32", 8)
 
 
-@pytest.mark.parametrize("n", [8, 132, 1024])
+@pytest.mark.parametrize("n", [8, 132, 516])
 @pytest.mark.parametrize("kind", KERNELS)
 def test_schedules(kind, n, schedule):
-    x, w, b, d, dw, db = data(n, "float32", rows=(2, 3), V=2)
+    x, w, b, d, dw, db = data(n, "float32", rows=(2, 3 if n < 256 else 1), V=2)
     h, _, r = rows_of(x, kind)
     y, saved = call(KERNELS[kind].forward, x, *weights_of(kind, w, b), eps=EPS)
     close(y, h * w + (b if kind == "layer_norm" else 0), "float32", 10)
@@ -164,20 +165,21 @@ def test_schedules(kind, n, schedule):
     close(got, project(d.astype(float), h, r, kind) * w, "float32", 20)
 
 
-@pytest.mark.parametrize("n", [4099, 16388])
-def test_streamed_rows_under_schedules(n, schedule):
+@pytest.mark.parametrize("n", [1027, 1028])
+def test_streamed_rows_under_schedules(n, schedule, monkeypatch):
+    """Aligned rows would be held, were there shapes that hold them."""
+    for shapes in ("GROUPS", "LONG", "SUM_GROUPS"):
+        monkeypatch.setattr(norms, shapes, ())
     x, w, b, d, *_ = data(n, "float32", rows=(1,), V=1)
-    y, saved = call(layer_norm.forward, x, w, b, eps=EPS)
-    h, _, r = rows_of(x, "layer_norm")
-    close(y, h * w + b, "float32", 10)
-    dx, *_ = call(layer_norm.vjp, saved, d, (True, True, True), eps=EPS)
-    close(dx, project(d.astype(float) * w, h, r, "layer_norm"), "float32", 40)
+    y, _ = call(layer_norm.forward, x, w, b, eps=EPS)
+    close(y, rows_of(x, "layer_norm")[0] * w + b, "float32", 10)
+    check_cotangents("layer_norm", x, w, b, d, "float32")
 
 
 @pytest.mark.parametrize("kind", KERNELS)
 def test_the_same_bits_every_time(kind, monkeypatch):
     multiprocessors(3, monkeypatch, staying=1)
-    x, w, b, d, *_ = data(40, "float32", rows=(70,))
+    x, w, b, d, *_ = data(40, "float32", rows=(26,))
     results = []
     for order in ("forward", "reverse", "3"):
         monkeypatch.setenv("GRADLIB_SIM_SCHEDULE", order)
@@ -201,8 +203,9 @@ def test_stacks_of_any_size(n, V):
 EXTREME = {"float32": (1e30, 3e38, 1e-30, 1e19), "float64": (1e300, 1.7e308, 1e-300, 1e155)}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [3, 8, 40, 130, 259, 516])
+@pytest.mark.parametrize(
+    ("n", "dtype"), [*((n, "float32") for n in (3, 8, 40, 130, 259, 516)), *((n, "float64") for n in (8, 130, 259))]
+)
 @pytest.mark.parametrize("kind", KERNELS)
 def test_rows_of_any_size(kind, n, dtype):
     """Huge rows (squares overflow), tiny and constant ones, and one entry that outweighs all."""

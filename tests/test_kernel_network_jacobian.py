@@ -35,6 +35,14 @@ def tiles_of_two(monkeypatch):
     monkeypatch.setattr(kernels, "plan", small)
 
 
+@pytest.fixture(params=["float16", "bfloat16"])
+def half(request, monkeypatch):
+    """A dtype to store in; results are compared after one rounding."""
+    halves = pytest.importorskip("test_kernel_half")
+    monkeypatch.setattr(sys.modules[__name__], "close", halves.close)
+    return halves.DTYPES[request.param]
+
+
 def network(widths, batch, dtype):
     """x, weights, biases."""
     rng = np.random.default_rng(sum(widths))
@@ -108,6 +116,17 @@ def test_chain_of_matrices_and_diagonals(widths, dtype):
 def test_network(widths, dtype):
     check_network(widths, 3, dtype, ["tanh"] * (len(widths) - 2) + [None])
     check_network(widths, 1, dtype, ["relu"] * (len(widths) - 1), without=(0,))
+
+
+def test_numbers_of_16_bits(half):
+    """Aligned and not; what is between the layers is not rounded."""
+    for widths in ((8, 12, 4), (7, 9, 5, 3)):
+        check_chain(widths, 3, half)
+        check_chain(widths, 2, half, without=(0, 1))
+        check_network(widths, 3, half, ["tanh", "gelu", None][-len(widths) + 1 :])
+    _, weights, _ = network((8, 6, 3), 5, half)
+    masks = [np.random.default_rng(2).random((5, 6)) > 0.5, None]
+    close(call(chain_jacobian, weights, masks, 5), chain(weights, masks), half, 4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -20,7 +20,6 @@ OPTIONAL = (
     (("numba-cuda",), "check"),
     (("greenlet",), "sim"),
     (("nvidia-cuda-nvdisasm",), "check"),
-    (("nvidia-cuda-cuobjdump",), "check"),
     (("cupy", "cupy-cuda12x", "cupy-cuda13x"), "cuda13"),
 )
 
