@@ -156,6 +156,17 @@ def product(xp, data, indices, indptr, w):
     return out
 
 
+def tangent(xp, data, indices, indptr, w, ddata, dw):
+    """dS w + S dw of stacks ddata (V, entries) and dw (V, K, n), None for 0 -> (V, B, n); None of neither."""
+    parts = [] if dw is None else [product(xp, data, indices, indptr, dw)]
+    if ddata is not None:  # another sparse matrix for each member of the stack
+        out = empty(xp, (len(ddata), indptr.shape[0] - 1, w.shape[1]), w.dtype)
+        for d, target in zip(ddata, out, strict=True):
+            target[...] = product(xp, d, indices, indptr, w[None])[0]
+        parts.append(out)
+    return sum(parts[1:], parts[0]) if parts else None
+
+
 def transposed(xp, data, indices, indptr, z, width):
     """S^T z[v] of a stack z (V, B, n) -> (V, width, n): the product with the entries in the order of their columns."""
     order = xp.argsort(indices, kind="stable")
@@ -206,6 +217,13 @@ def _product_vjp(xp, saved, dz, need):
     return ddata, None, None, transposed(xp, data, indices, indptr, dz, w.shape[0]) if need[3] else None
 
 
+def _product_jvp(xp, saved, dx):
+    data, indices, indptr, w = saved
+    if not serves(data, indices, indptr, w, dx[3]) or not takes(w, dx[0], dtypes=FLOATS + HALVES):
+        return NotImplemented
+    return tangent(xp, data, indices, indptr, w, dx[0], dx[3])
+
+
 def _transposed_forward(xp, data, indices, indptr, z, *, width):
     if not serves(data, indices, indptr, z) or width > MOST:
         return NotImplemented
@@ -218,6 +236,6 @@ def _dots_forward(xp, z, w, indices, indptr):
     return dots(xp, z[None], w, indices, indptr)[0], (z, w, indices, indptr)
 
 
-csr_product = Kernel(_product_forward, _product_vjp)
+csr_product = Kernel(_product_forward, _product_vjp, _product_jvp)
 csr_transposed = Kernel(_transposed_forward)
 csr_dots = Kernel(_dots_forward)

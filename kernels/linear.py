@@ -1,6 +1,7 @@
 """The epilogue of linear layers, fused: bias and activation forward, dz = dy act' with the bias's cotangent backward.
 
     z = x @ w + b, y = act(z)      dz = dy act'(z), dx = dz @ w^T, dw = x^T @ dz, db = sum of dz over rows
+    dy = (dx @ w + x @ dw + db) act'(z)
 
 The products are the BLAS's. Access: 16 bytes a thread, forward in place on the product; tiles never straddle a row, so
 the bias is a plain load. Backward, a block takes up to 128 columns and some rows: each thread writes dz and keeps the
@@ -10,6 +11,7 @@ product is rounded, bias and activation are added in float32, and so are the sum
 """
 
 from ..op import total
+from ..ops.linear import sparse_tangent, tangent
 from ..ops.matmul import multiplied, weight_cotangent
 from ..precision import is_narrow, narrow, working
 from . import csr
@@ -182,7 +184,7 @@ def cotangents(xp, z, y, dy, need_db, activation):
     if activation is not None:
         if need_db and dy.size and _slope_shape(saved)[1] <= GRID_Z:
             return slope_and_sums(xp, saved, dy, activation)
-        dz = run_scale(xp, activation, saved, saved, dy, PARAMETER.get(activation, 0.0))
+        dz = _sloped(xp, z, y, dy, activation)
     return dz, total(xp, dz, tuple(range(1, dz.ndim - 1))) if need_db else None
 
 
@@ -206,6 +208,19 @@ def _vjp(xp, saved, dy, need, *, activation):
     return (dx, dw, db)[: len(need)]
 
 
+def _jvp(xp, saved, dx, *, activation):
+    x, w, _, z, y = saved
+    if not takes(x, w, z, y, *dx, dtypes=FLOATS + HALVES) or 0 in (x.size, w.size):
+        return NotImplemented
+    return _sloped(xp, z, y, tangent(xp, x, w, dx), activation)
+
+
+def _sloped(xp, z, y, dz, activation):
+    """dz act', z and y as `bias_act` keeps them."""
+    saved = y if activation in FROM_OUTPUT else z
+    return dz if activation is None else run_scale(xp, activation, saved, saved, dz, PARAMETER.get(activation, 0.0))
+
+
 def _csr_forward(xp, data, indices, indptr, w, b=None, *, activation):
     if not csr.serves(data, indices, indptr, w, b):
         return NotImplemented
@@ -226,5 +241,13 @@ def _csr_vjp(xp, saved, dy, need, *, activation):
     return (ddata, None, None, dw, db)[: len(need)]
 
 
-linear = Kernel(_forward, _vjp)
-csr_linear = Kernel(_csr_forward, _csr_vjp)
+def _csr_jvp(xp, saved, dx, *, activation):
+    data, indices, indptr, w, _, z, y = saved
+    if not csr.serves(data, indices, indptr, w, *dx[3:]) or not takes(w, z, y, dx[0], dtypes=FLOATS + HALVES):
+        return NotImplemented
+    dz = csr.tangent(xp, data, indices, indptr, w, dx[0], dx[3])
+    return _sloped(xp, z, y, sparse_tangent(xp, dz, indptr, w, dx[4:]), activation)
+
+
+linear = Kernel(_forward, _vjp, _jvp)
+csr_linear = Kernel(_csr_forward, _csr_vjp, _csr_jvp)

@@ -56,6 +56,16 @@ def check(shape, dtype, name, bias=True, residual=True, mask=True, V=2):
         close(db, want.sum(tuple(range(1, want.ndim - 1))), dtype, scale=8)
     if residual:
         np.testing.assert_array_equal(dr, dy)
+    tangents = (
+        dy,
+        dy[(slice(None), *(0,) * (dy.ndim - 2))] if bias else None,
+        2 * dy if residual else None,
+        None,
+        None,
+    )
+    got = call(kernel.jvp, saved, tangents, activation=name, rate=0.3)
+    along = dy.astype(float) + (tangents[1].reshape(V, *(1,) * (x.ndim - 1), x.shape[-1]) if bias else 0)
+    close(got, along * slope(name, z) * m + (2.0 * dy if residual else 0), dtype, scale=16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

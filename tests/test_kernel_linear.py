@@ -55,6 +55,12 @@ def check(x, w, b, dy, activation, dtype):
     if b is not None:
         close(got[2], rows.sum(1), dtype, scale=scale)
     assert len(got) == len(args)
+    dx, dw, db = (
+        np.random.default_rng(0).normal(size=(len(dy), *s)).astype(dtype) for s in (x.shape, w.shape, w.shape[1:])
+    )
+    tangents = (dx, dw, db)[: len(args)]
+    along = np.stack([dx[v].astype(float) @ w64 + x64 @ dw[v] + (0 if b is None else db[v]) for v in range(len(dy))])
+    close(call(linear.jvp, saved, tangents, activation=activation), along * slope(z), dtype, scale=40)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -126,6 +132,13 @@ def test_sparse_rows(rows, columns, n, activation, dtype, schedule):
     close(ddata, np.einsum("vjn,jn->vj", dz[:, at], w[indices].astype(float)), dtype, scale=60)
     close(dw, dense.T.astype(float) @ dz, dtype, scale=20)
     close(db, dz.sum(1), dtype, scale=20)
+    moved, ahead, add = (np.random.default_rng(1).normal(size=(2, *a.shape)).astype(dtype) for a in (values, w, b))
+    got = call(csr_linear.jvp, saved, (None, None, None, ahead, add), activation=activation)
+    along = dense.astype(float) @ ahead + add[:, None]
+    close(got, along * slope(z), dtype, scale=20)
+    got = call(csr_linear.jvp, saved, (moved, None, None, None, None), activation=activation)
+    along = np.stack([sp.csr_array((m, indices, indptr), dense.shape).toarray().astype(float) @ w for m in moved])
+    close(got, along * slope(z), dtype, scale=20)
 
 
 @pytest.mark.parametrize("n", [3, 40])

@@ -80,6 +80,11 @@ def _vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, activation: str | None)
 
 def _jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None) -> Any:
     x, w, _, z, y = saved
+    return _dz(xp, tangent(xp, x, w, dx), z, y, activation)
+
+
+def tangent(xp: Any, x: Any, w: Any, dx: tuple) -> Any:
+    """The tangents of x w + b, of those of x, w and b."""
     parts = []
     if dx[0] is not None:
         parts.append(multiplied(xp, dx[0], w))
@@ -91,7 +96,7 @@ def _jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None) -> Any:
     dz = parts[0]
     for part in parts[1:]:
         dz = dz + part
-    return _dz(xp, dz, z, y, activation)
+    return dz
 
 
 def _lift_weight(xp: Any, dw: Any, ndim: int) -> Any:
@@ -155,14 +160,17 @@ def _csr_vjp(xp: Any, saved: tuple, dy: Any, need: tuple, *, activation: str | N
 
 
 def _csr_jvp(xp: Any, saved: tuple, dx: tuple, *, activation: str | None) -> Any:
-    data, indices, indptr, w, _, z, y = saved
-    parts = []
-    if dx[0] is not None or dx[3] is not None:
-        parts.append(product_jvp(xp, saved[:4], dx[:4]))
-    if len(dx) > 4 and dx[4] is not None:
-        db = xp.expand_dims(dx[4], 1)
-        parts.append(xp.broadcast_to(db, (db.shape[0], indptr.shape[0] - 1, w.shape[1])))
-    return _dz(xp, parts[0] if len(parts) == 1 else parts[0] + parts[1], z, y, activation)
+    *pattern, w, _, z, y = saved
+    dz = None if dx[0] is None and dx[3] is None else product_jvp(xp, (*pattern, w), dx[:4])
+    return _dz(xp, sparse_tangent(xp, dz, pattern[2], w, dx[4:]), z, y, activation)
+
+
+def sparse_tangent(xp: Any, dz: Any, indptr: Any, w: Any, db: tuple) -> Any:
+    """The tangents of S w + b, of dz, those of S w, and those of b: (), (None,) or (db,)."""
+    if not db or db[0] is None:
+        return dz
+    rows = xp.expand_dims(db[0], 1)
+    return xp.broadcast_to(rows, (rows.shape[0], indptr.shape[0] - 1, w.shape[1])) if dz is None else dz + rows
 
 
 def _csr_block(xp: Any, saved: tuple, i: int, *, activation: str | None) -> Any:
