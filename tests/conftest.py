@@ -24,11 +24,23 @@ if "NUMBA_ENABLE_CUDASIM" not in os.environ:
 
 
 def pytest_configure():
-    """With GRADLIB_FAKE_GPU kernels' tests run as on a GPU, on a stand-in (see fakecuda.py)."""
+    """With GRADLIB_FAKE_GPU kernels' tests run as on a GPU, on a stand-in (see fakecuda.py); with GRADLIB_REACHED it is
+    noted which kernels run (see reached.py)."""
     if "GRADLIB_FAKE_GPU" in os.environ:
         import fakecuda
 
         fakecuda.pretend()
+    if "GRADLIB_REACHED" in os.environ:
+        import reached
+
+        reached.watch()
+
+
+def pytest_sessionfinish(session):
+    if "GRADLIB_REACHED" in os.environ:
+        import reached
+
+        reached.finish(session)
 
 
 SCHEDULES = ("forward", "reverse", "7")

@@ -167,7 +167,7 @@ def apart_cost(trace: Graph, tags: tuple, ends: tuple[int, ...], wanted: tuple[i
     A wanted shared value that one op uses, with a rule for that, is written into the result as it is; the op's
     cotangent is held until then, as are those of all ops where shared values meet batched ones.
     """
-    own = slot_entries(trace)
+    own, wanted = slot_entries(trace), tuple([p for p in wanted if tags[p] is None])
     batched = [n for n in trace.nodes if tags[n.slot] is not None]
     meets = [n for n in batched if any(p >= 0 and tags[p] is None for p in n.parents)]
     if any(tags[n.slot] == UNKNOWN for n in meets):  # one-hot from the start

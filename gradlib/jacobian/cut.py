@@ -29,11 +29,10 @@ REDUCING = frozenset(
     {"sum", "mean", "max", "min", "prod", "p_norm", "sort", "cumsum", "cumprod", "transpose", "flip", "roll", "astype"}
     | {"tril", "triu"}
 )
-#: Saved are arrays with the leading axes of the argument, an array of matrices: its own axes number 0 to 2.
-MATRICES = frozenset({"cholesky", "eigh", "qr", "svd", "inv", "det", "slogdet", "pinv", "complement"})
 #: The same, and the static `shape` is that of the result.
 SHAPING = frozenset({"reshape", "broadcast_to"})
-
+#: Saved are arrays with the leading axes of the argument, an array of matrices: its own axes number 0 to 2.
+MATRICES = frozenset({"cholesky", "eigh", "qr", "svd", "inv", "det", "slogdet", "pinv", "complement"})
 #: Saved are, last, (seed, counter, like) of a random mask, and before them arrays that line up with the result.
 DRAWING = frozenset({"dropout", "bias_dropout_add"})
 
