@@ -130,11 +130,13 @@ def test_linear_without_bias_and_what_is_left_to_the_rule(dtype):
     assert call(linear.linear.vjp, (*mixed, x, x), dy, (True,) * 3, activation="elu") is NotImplemented
 
 
-@pytest.mark.parametrize(("rows", "columns", "n"), [(5, 7, 3), (2, 75, 64), (75, 2, 13), (3, 4, 264)])
-def test_sparse_rows(rows, columns, n, dtype):
+@pytest.mark.parametrize(
+    ("rows", "columns", "n", "density"), [(5, 7, 3, 0.6), (2, 37, 20, 1.0), (37, 2, 13, 1.0), (3, 4, 264, 0.6)]
+)
+def test_sparse_rows(rows, columns, n, density, dtype):
     """The products of few and of many entries of a row and of a column, summed in float32, rounded once."""
     rng = np.random.default_rng(n)
-    s = sp.random_array((rows, columns), density=0.6, rng=rng, data_sampler=rng.normal, format="csr")
+    s = sp.random_array((rows, columns), density=density, rng=rng, data_sampler=rng.normal, format="csr")
     pattern, at = (s.indices, s.indptr), np.repeat(np.arange(rows), np.diff(s.indptr))
     values, w, dz = s.data.astype(dtype), normal((columns, n), dtype, n), normal((2, rows, n), dtype, n + 1)
     dense, w64, d64 = np.zeros((rows, columns)), w.astype(float), dz.astype(float)

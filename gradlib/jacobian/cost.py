@@ -176,7 +176,7 @@ def apart_cost(trace: Graph, tags: tuple, ends: tuple[int, ...], wanted: tuple[i
     uses = Counter(p for n in trace.nodes for p in n.parents)
     straight = {p for n in meets if n.apart for p in n.parents if uses[p] == 1}.intersection(wanted)
     sweep = reverse_cost(trace, [s for s in ends if tags[s] is not None], own, (batched, _tagged(trace, tags)))
-    held = sum(_bytes(trace, s, own) for n in meets for s in _outs(n))
+    held = 2 * sum(_bytes(trace, s, own) for n in meets for s in _outs(n))  # and in the order in which it is written
     general = [n for n in meets if not n.apart]
     shared = [n for n in trace.nodes if tags[n.slot] is None] + general
     starts = {p for n in meets for p in n.parents if p >= 0 and tags[p] is None}.difference(wanted)
