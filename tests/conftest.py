@@ -23,6 +23,9 @@ if "NUMBA_ENABLE_CUDASIM" not in os.environ:
     os.environ["NUMBA_ENABLE_CUDASIM"] = "0" if _gpu_answers() else "1"
 
 
+REACHED = "GRADLIB_REACHED" in os.environ and "PYTEST_CURRENT_TEST" not in os.environ  # not where a test runs tests
+
+
 def pytest_configure():
     """With GRADLIB_FAKE_GPU kernels' tests run as on a GPU, on a stand-in (see fakecuda.py); with GRADLIB_REACHED it is
     noted which kernels run (see reached.py)."""
@@ -30,14 +33,14 @@ def pytest_configure():
         import fakecuda
 
         fakecuda.pretend()
-    if "GRADLIB_REACHED" in os.environ:
+    if REACHED:
         import reached
 
         reached.watch()
 
 
 def pytest_sessionfinish(session):
-    if "GRADLIB_REACHED" in os.environ:
+    if REACHED:
         import reached
 
         reached.finish(session)
