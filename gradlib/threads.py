@@ -51,9 +51,14 @@ def share(work: Callable[[Any], None], pieces: Iterable[Any]) -> None:
         remaining = iter(())
         started = [h for h in helpers if not h.cancel()]
         failures = [h.exception() for h in started]
+        work = _nothing  # helpers that were cancelled stay in the pool's queue for a while, and would keep its arrays
     for failure in failures:
         if failure is not None:
             raise failure
+
+
+def _nothing(piece: Any) -> None:
+    """The work of helpers that come too late."""
 
 
 def _submit(run: Callable[[], None]) -> Future:

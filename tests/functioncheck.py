@@ -51,6 +51,18 @@ def check(f, *args, order=2, float32=True):
         close(a, b, 1e-11, "strided")
 
 
+def check_product(f, *args):
+    """f(*args), NumPy's value and shape; both modes to the last digits; second order."""
+    y, want = gl.vjp(f, *args)[0], f(*args)
+    assert y.shape == np.shape(want)
+    np.testing.assert_allclose(y, want, rtol=1e-13)
+    gl.check_grads(f, tuple(args), order=2)
+    for argnum in range(len(args)):
+        fwd, rev = (gl.jacobian(f, argnum, mode=m)(*args) for m in ("fwd", "rev"))
+        assert fwd.shape == (*np.shape(want), *args[argnum].shape)
+        np.testing.assert_allclose(fwd, rev, atol=1e-13)
+
+
 def check_float32(f, *args):
     """The results have NumPy's dtype, the derivatives that of the arguments."""
     small = [x.astype(np.float32) for x in args]

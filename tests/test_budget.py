@@ -15,7 +15,7 @@ from gradlib.jacobian import budget as budgets
 from gradlib.jacobian.budget import FLOOR, SHARE, budget, readable
 
 RNG = np.random.default_rng(0)
-BESIDE = 250_000  # bytes of Python's own objects, and of index arrays
+BESIDE = 150_000  # bytes of Python's own objects, and of index arrays
 FACTOR, SPARE = 4, 1_000_000  # a prediction is at most 4 times what is measured, and 1 MB
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from functioncheck import check_product
 from rulecheck import Case, RuleCheck, randn
 
 import gradlib as gl
@@ -74,15 +75,7 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_numpy_conventions(name):
-    f, *args = CALLS[name]()
-    y, want = gl.vjp(f, *args)[0], f(*args)
-    assert y.shape == np.shape(want)
-    np.testing.assert_allclose(y, want, rtol=1e-13)
-    gl.check_grads(f, tuple(args), order=2)
-    for argnum in range(len(args)):
-        fwd, rev = (gl.jacobian(f, argnum, mode=m)(*args) for m in ("fwd", "rev"))
-        assert fwd.shape == (*np.shape(want), *args[argnum].shape)
-        np.testing.assert_allclose(fwd, rev, atol=1e-13)
+    check_product(*CALLS[name]())
 
 
 def test_float16_products_accumulate_in_float32():

@@ -2,6 +2,8 @@
 
 import os
 import threading
+import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -54,6 +56,20 @@ def test_helpers_keep_the_callers_errstate(cores):
 
     with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
         threads.share(work, range(cores))
+
+
+def test_a_busy_pool_keeps_nothing_of_what_is_done(monkeypatch):
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    monkeypatch.setattr(threads, "_pool", None)
+    free = threading.Event()
+    busy = threads._submit(lambda: free.wait(30))
+    array = np.ones(3)
+    kept = weakref.ref(array)
+    threads.share(partial(np.multiply.at, array, 0), [2.0, 3.0])
+    del array
+    assert kept() is None
+    free.set()
+    busy.result()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
