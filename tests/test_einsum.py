@@ -43,27 +43,27 @@ class TestRules(RuleCheck):
 
 A, B, U, T = randn(3, 4), randn(4, 2), randn(4), randn(2, 3, 4)
 CALLS = {
-    "implicit": lambda: (lambda a, b: np.einsum("ij,jk", a, b), A, B),
-    "trace": lambda: (lambda t: np.einsum("iij->j", t[:, :2]), T),
-    "diagonal": lambda: (lambda t: np.einsum("ii->i", t[0][:, :3]), T),
-    "lone letters": lambda: (lambda t, a: np.einsum("bij,ik->b", t, a), T, A),
-    "dots": lambda: (lambda t, b: np.einsum("...j,jk->...k", t, b), T, B),
-    "dots both": lambda: (lambda t, a: np.einsum("...j,...j", t, a), T, A),
-    "dots summed": lambda: (lambda t: np.einsum("i...->...", t), T),
-    "one broadcast": lambda: (lambda a, c: np.einsum("ij,ij->j", a, c[:1]), A, A),
-    "three": lambda: (lambda a, b, u: np.einsum("ij,jk,j->ki", a, b, u), A, B, U),
-    "of two letters": lambda: (lambda t, a: np.einsum("bij,ij->b", t, a), T, A),
-    "into two letters": lambda: (lambda b, t: np.einsum("ik,hdi->khd", b, t), B, T),
-    "weights first": lambda: (lambda b, t: np.einsum("ik,bji->bjk", b, t), B, T),
-    "in another order": lambda: (lambda t, b: np.einsum("bji,ik->kjb", t, b), T, B),
-    "beside each other": lambda: (lambda t, a: np.einsum("bji,jik->bjk", t, a[:, :, None] * np.ones(2)), T, A),
-    "of no entries": lambda: (lambda t, b: np.einsum("bji,ik->bjk", t, b), T[:0], B),
+    "implicit": (lambda a, b: np.einsum("ij,jk", a, b), A, B),
+    "trace": (lambda t: np.einsum("iij->j", t[:, :2]), T),
+    "diagonal": (lambda t: np.einsum("ii->i", t[0][:, :3]), T),
+    "lone letters": (lambda t, a: np.einsum("bij,ik->b", t, a), T, A),
+    "dots": (lambda t, b: np.einsum("...j,jk->...k", t, b), T, B),
+    "dots both": (lambda t, a: np.einsum("...j,...j", t, a), T, A),
+    "dots summed": (lambda t: np.einsum("i...->...", t), T),
+    "one broadcast": (lambda a, c: np.einsum("ij,ij->j", a, c[:1]), A, A),
+    "three": (lambda a, b, u: np.einsum("ij,jk,j->ki", a, b, u), A, B, U),
+    "of two letters": (lambda t, a: np.einsum("bij,ij->b", t, a), T, A),
+    "into two letters": (lambda b, t: np.einsum("ik,hdi->khd", b, t), B, T),
+    "weights first": (lambda b, t: np.einsum("ik,bji->bjk", b, t), B, T),
+    "in another order": (lambda t, b: np.einsum("bji,ik->kjb", t, b), T, B),
+    "beside each other": (lambda t, a: np.einsum("bji,jik->bjk", t, a[:, :, None] * np.ones(2)), T, A),
+    "of no entries": (lambda t, b: np.einsum("bji,ik->bjk", t, b), T[:0], B),
 }
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_numpy_conventions(name):
-    check_product(*CALLS[name]())
+    check_product(*CALLS[name])
 
 
 PRODUCTS = {

@@ -48,34 +48,34 @@ class TestRules(RuleCheck):
 
 A, B, U, T = randn(3, 4), randn(4, 2), randn(4), randn(2, 3, 4)
 CALLS = {
-    "matrix vector": lambda: (lambda a, u: a @ u, A, U),
-    "vector matrix": lambda: (lambda u, b: u @ b, U, B),
-    "vector vector": lambda: (lambda u, v: u @ v, U, U + 1),
-    "batched vector": lambda: (lambda t, u: t @ u, T, U),
-    "vector batched": lambda: (lambda u, t: u @ t.swapaxes(1, 2), U, T),
-    "one for many": lambda: (lambda a, t: a @ t.swapaxes(1, 2), A, T),
-    "reflected": lambda: (lambda b: A @ b, B),
-    "dot": lambda: (lambda a, b: np.dot(a, b) + a.dot(B), A, B),
-    "dot numbers": lambda: (lambda a, u: np.dot(a[0, 0], u), A, U),
-    "dot high": lambda: (lambda t, b: np.dot(t, b[None] * np.ones((3, 1, 1))), T, B),
-    "inner": lambda: (lambda t, a: np.inner(t, a), T, A),
-    "outer": lambda: (lambda u, t: np.outer(u, t), U, T),
-    "vdot": lambda: (lambda a, c: np.vdot(a, c), A, A + 1),
-    "tensordot": lambda: (lambda t, a: np.tensordot(t, a), T, A),
-    "tensordot axes": lambda: (
+    "matrix vector": (lambda a, u: a @ u, A, U),
+    "vector matrix": (lambda u, b: u @ b, U, B),
+    "vector vector": (lambda u, v: u @ v, U, U + 1),
+    "batched vector": (lambda t, u: t @ u, T, U),
+    "vector batched": (lambda u, t: u @ t.swapaxes(1, 2), U, T),
+    "one for many": (lambda a, t: a @ t.swapaxes(1, 2), A, T),
+    "reflected": (lambda b: A @ b, B),
+    "dot": (lambda a, b: np.dot(a, b) + a.dot(B), A, B),
+    "dot numbers": (lambda a, u: np.dot(a[0, 0], u), A, U),
+    "dot high": (lambda t, b: np.dot(t, b[None] * np.ones((3, 1, 1))), T, B),
+    "inner": (lambda t, a: np.inner(t, a), T, A),
+    "outer": (lambda u, t: np.outer(u, t), U, T),
+    "vdot": (lambda a, c: np.vdot(a, c), A, A + 1),
+    "tensordot": (lambda t, a: np.tensordot(t, a), T, A),
+    "tensordot axes": (
         lambda t, a: np.tensordot(t, a, ((1, 2), (0, 1))) + np.tensordot(t, a, (-2, 0))[:, 0, 0],
         T,
         A,
     ),
-    "tensordot none": lambda: (lambda u, v: np.tensordot(u, v, 0), U, U),
-    "kron": lambda: (lambda a, b: np.kron(a, b), A, B),
-    "kron ranks": lambda: (lambda u, b: np.kron(u, b), U, B),
+    "tensordot none": (lambda u, v: np.tensordot(u, v, 0), U, U),
+    "kron": (lambda a, b: np.kron(a, b), A, B),
+    "kron ranks": (lambda u, b: np.kron(u, b), U, B),
 }
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_numpy_conventions(name):
-    check_product(*CALLS[name]())
+    check_product(*CALLS[name])
 
 
 def test_float16_products_accumulate_in_float32():
