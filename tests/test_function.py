@@ -2,24 +2,16 @@
 
 import itertools
 import types
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import standin
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rulecheck import close, randn
 from standin import DeviceArray, rules_only, to_numpy, to_standin
-from test_batched_random import MIXTURES, PROGRAMS, SHAPES, mixture, run_program
 
 import gradlib as gl
-from gradlib.jacobian import known
 from gradlib.jacobian.batched_work import BatchedWork
-from gradlib.jacobian.cost import apart_cost, whole_costs
 from gradlib.jacobian.function import JacobianFunction
-from gradlib.jacobian.plan import PLANS, _cheapest
-from gradlib.jacobian.stream import schedule
 
 W, V = randn(6, 6), randn(6, 4)
 X = randn(5, 6)
@@ -309,127 +301,6 @@ def test_under_outer_transforms(f, settings):
     captured(X)
     close(captured(2 * X), jacobian(2 * X), 1e-13)
     close(gl.jacobian(gl.jacobian(f, **settings))(X[0]), gl.jacobian(gl.jacobian(f))(X[0]), 1e-12)
-
-
-BUDGETS = [{}, {"chunk_size": 1}, {"chunk_size": 3}, {"max_bytes": "auto"}, {"max_bytes": 1}]
-
-
-def under(budget, transform, f, args, **settings):
-    """The Jacobian under a budget; one of a byte stands for the least that is enough."""
-    if budget == {"max_bytes": 1}:
-        try:
-            return transform(f, **settings, **budget)(*args)
-        except ValueError as error:
-            if "too small" not in str(error):
-                raise
-            budget = {"max_bytes": int(str(error).split("needs ")[1].split(" bytes")[0])}
-    return transform(f, **settings, **budget)(*args)
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(PROGRAMS, SHAPES, st.sampled_from(BUDGETS))
-def test_modes_and_budgets_agree_on_random_graphs(steps, shape, budget):
-    x = randn(*shape)
-
-    def f(x):
-        return run_program(steps, x)
-
-    whole = gl.jacobian(f)(x)
-    for mode in ("auto", "mixed", "rev", "fwd"):
-        close(under(budget, gl.jacobian, f, (x,), mode=mode), whole, 1e-10)
-        try:
-            got = gl.batch_jacobian(f, mode=mode)(x)
-        except (ValueError, NotImplementedError):
-            continue
-        again = gl.batch_jacobian(f, mode=mode, max_bytes=20_000)
-        close(under(budget, gl.batch_jacobian, f, (x,), mode=mode), got, 1e-10)
-        close(again.into(np.full_like(got, np.nan), x), got, 1e-10)
-        close(np.concatenate([piece for _, piece in again.chunks(x)]), got, 1e-10)
-
-
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(MIXTURES, SHAPES, st.sampled_from(BUDGETS))
-def test_budgets_agree_on_random_graphs_with_parameters(steps, shape, budget):
-    f = mixture(steps)
-    w, x = randn(4), randn(*shape)
-    try:
-        want = gl.batch_jacobian(f, in_axes=(None, 0))(w, x)
-    except (ValueError, NotImplementedError):
-        return
-    close(under(budget, gl.batch_jacobian, f, (w, x), in_axes=(None, 0)), want, 1e-10)
-    pieces = gl.batch_jacobian(f, in_axes=(None, 0), max_bytes=200_000).chunks(w, x)
-    close(np.concatenate([piece for _, piece in pieces]), want, 1e-10)
-
-
-def test_residual_networks_are_cut_where_every_path_passes():
-    ws = [randn(6, 6) / 3 for _ in range(3)]
-
-    def network(x):
-        for w in ws:
-            x = x + np.tanh(x @ w)
-        return x @ V
-
-    plan = gl.batch_jacobian(network).plan(X)
-    assert plan.blocks == ("rules 6 -> 6",) * 3 + ("shared matrix 6 -> 4",)
-    whole = gl.jacobian(network)(X)
-    want = np.stack([whole[b, :, b] for b in range(5)])
-    for mode in ("auto", "mixed", "rev", "fwd"):
-        for budget in BUDGETS:
-            close(under(budget, gl.batch_jacobian, network, (X,), mode=mode), want, 1e-12)
-
-
-def test_plans_are_found_again_and_bounded():
-    _cheapest.cache_clear()
-    schedule.cache_clear()
-    known._known.clear()
-    for _ in range(3):
-        gl.batch_jacobian(chain)(X)
-    assert schedule.cache_info().misses == 1
-    gl.batch_jacobian(lambda x: gl.softmax(np.tanh(x @ (2 * W)) @ V))(X + 1)  # other arrays of the same shapes
-    assert schedule.cache_info().misses == 1
-    for options in ({"mode": "fwd"}, {"chunk_size": 2}, {"max_bytes": 10_000}):
-        gl.batch_jacobian(chain, **options)(X)
-    gl.batch_jacobian(chain)(X.astype("f"))
-    gl.batch_jacobian(chain)(X[:4])
-    assert schedule.cache_info().misses == 6
-    for size in range(1, 2 * PLANS):
-        gl.batch_jacobian(np.tanh)(np.ones((size, 2)))
-    assert schedule.cache_info().currsize == PLANS >= _cheapest.cache_info().currsize
-
-
-def test_costs_of_sweeps_are_found_again():
-    for cache, jacobian, args in (
-        (whole_costs, gl.batch_jacobian(residual, max_bytes=50_000), (X,)),
-        (whole_costs, gl.jacobian(residual), (X,)),
-        (apart_cost, gl.batch_jacobian(model, in_axes=(None, 0)), (P, X)),
-    ):
-        jacobian.plan(*args)
-        before = cache.cache_info()
-        jacobian(*gl.tree.map(lambda a: a + 1, args))
-        after = cache.cache_info()
-        assert after.misses == before.misses and after.maxsize == PLANS
-    for op in (np.sin, np.exp):  # another op is another graph
-        before = whole_costs.cache_info().misses
-        gl.jacobian(lambda x, op=op: np.outer(op(x), op(x)))(X[0])
-        gl.jacobian(lambda x, op=op: np.outer(op(x), op(x)))(X[0])
-        assert whole_costs.cache_info().misses == before + 1
-
-
-def test_threads_share_the_plans():
-    schedule.cache_clear()
-    shapes = [(b, n) for b in (1, 2, 3) for n in range(2, 30)]
-    ws = {n: randn(n, 5) for _, n in shapes}
-
-    def check(shape):
-        x, w = randn(*shape), ws[shape[1]]
-        for options in ({}, {"max_bytes": 3000}):
-            got = gl.batch_jacobian(lambda x: np.tanh(x @ w), **options)(x)
-            close(got, np.einsum("bj,ij->bji", 1 - np.tanh(x @ w) ** 2, w), 1e-13)
-        return True
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(check, shapes * 3))
-    assert schedule.cache_info().currsize <= PLANS
 
 
 @pytest.fixture
