@@ -24,7 +24,7 @@ from ..threads import cores
 from .small_tiles import ROWS, TILE_BYTES, address, moved, pointer_to, scaled_columns, tile1, tile2, tile3, tile4, tile5
 from .team import INSIDE, LAST, NEXT, OPEN, PATIENCE, Team, added, closed, opened, pause, seen
 
-TURNED = 8  # rows of a matrix that are turned at a time
+TURNED = 8  # rows of a matrix turned at a time
 
 # bytes of a number -> an array of such integers, and the bits of inf
 _BITS: dict[int, Any] = {4: (np.empty(0, np.int32), np.float32(np.inf).view(np.int32))}

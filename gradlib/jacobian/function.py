@@ -129,9 +129,11 @@ class JacobianFunction:
         array([[[2., 0.],
                 [0., 4.]]])
         """
-        work = self._concrete("into", args, kwargs)
-        leaves = _targets(f"{self._name}.into", out, work, tree.flatten((args, kwargs))[0])
-        work.write(leaves)
+        with one_blas_thread(self._spares_blas):
+            work = self._concrete("into", args, kwargs)
+            leaves = _targets(f"{self._name}.into", out, work, tree.flatten((args, kwargs))[0])
+            work.write(leaves)
+        self._spares_blas = work.spares_blas
         return out
 
     def chunks(self, *args: Any, **kwargs: Any) -> Iterator[tuple[slice, Any]]:
@@ -147,7 +149,8 @@ class JacobianFunction:
         ...     print(samples, piece.shape)
         slice(0, 2, None) (2, 1, 1)
         """
-        return self._concrete("chunks", args, kwargs).pieces()
+        with one_blas_thread(self._spares_blas):
+            return self._concrete("chunks", args, kwargs).pieces()
 
     def _concrete(self, what: str, args: tuple, kwargs: dict) -> Work:
         traced = any(type(x) is Traced for x in tree.flatten((args, kwargs))[0])
