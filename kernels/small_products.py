@@ -5,9 +5,9 @@
 A library's matrix product is made for large matrices and cannot see that half of a ReLU's columns are zero. Here the
 columns of a sample that are zero in all V rows are left out, and the others are summed in registers: a tile of up to
 5 rows and 64 bytes of columns, one scalar times one row of w after the other. A tile that would reach over the end is
-moved back so that it ends with the rows or columns; what two tiles share they calculate alike. A sample goes through
-all layers while its rows are in the nearest cache. Its result depends on that sample alone, so the batch may be cut
-anywhere, also between threads.
+moved back so that it ends with the rows or columns; what two tiles share they calculate alike. Some samples go through
+all layers together while their rows are in a near cache. The result of each depends on it alone, so the batch may be
+cut anywhere, also between threads.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .small_tiles import ROWS, TILE_BYTES, address, moved, pointer_to, scaled_co
 from .team import INSIDE, LAST, NEXT, OPEN, PATIENCE, Team, added, closed, opened, pause, seen
 
 TURNED = 8  # rows of a matrix turned at a time
+BETWEEN = 32 << 10  # bytes of samples between two layers: so a layer's matrix is read from far once for all of them
 
 # bytes of a number -> an array of such integers, and the bits of inf
 _BITS: dict[int, Any] = {4: (np.empty(0, np.int32), np.float32(np.inf).view(np.int32))}
@@ -107,44 +108,56 @@ def _turn(w, bits, rows, columns, infinite, out):
 # sample's d to the next one's (0: one for all), the address of w, its rows, and 1 where d is of bools; last the columns
 # of the result.
 _M, _M_STEP, _OUT, _SAMPLES, _STACK, _ITEM, _WIDEST, _PIECE, _LAYERS, _FIRST = range(10)
-_EACH, JOB = 5, 64
+_EACH, JOB = 5, 512  # of up to 100 layers
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _together(job):
+    """How many samples go through a layer before the next one."""
+    return max(1, BETWEEN // (job[_STACK] * job[_WIDEST] * job[_ITEM]))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _room(job, like):
-    """What a thread works in: rows scaled, rows between two layers, a diagonal, sizes of columns; columns; bools."""
-    stack, widest = job[_STACK], job[_WIDEST]
-    held, between = np.empty(stack * widest, like.dtype), np.empty(stack * widest, like.dtype)
+    """What a thread works in: rows scaled, samples between two layers, a diagonal, sizes of columns; columns; bools."""
+    size, widest = job[_STACK] * job[_WIDEST], job[_WIDEST]
+    held, between = np.empty(size, like.dtype), np.empty(_together(job) * size, like.dtype)
     scales, sizes = np.empty(widest, like.dtype), np.empty(widest, like.dtype)
     return held, between, scales, sizes, np.empty(widest + 1, np.int64), np.empty(0, np.uint8)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _samples(job, start, stop, room):
-    """The samples start..stop of a job, each through all layers."""
+    """The samples start..stop of a job, some at a time through all layers."""
+    count = _together(job)
+    for first in range(start, stop, count):
+        for layer in range(job[_LAYERS]):
+            for b in range(first, min(first + count, stop)):
+                _layer(job, layer, b, b - first, room)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _layer(job, layer, b, place, room):
+    """Sample b through one layer: from the first matrix, or its place among those between two layers."""
     held, between, scales, sizes, listed, bools = room
-    stack, layers, item = job[_STACK], job[_LAYERS], job[_ITEM]
-    wide = TILE_BYTES // item
-    last = job[_FIRST + _EACH * layers]
-    for b in range(start, stop):
-        s, columns = address(held, 0), address(listed, 0)
-        given = pointer_to(job[_M] + b * job[_M_STEP] * item, held)
-        for layer in range(layers):
-            at = _FIRST + _EACH * layer
-            d, w = pointer_to(job[at] + b * job[at + 1] * item, held), pointer_to(job[at + 2], held)
-            if job[at + 4]:
-                mask, d = pointer_to(job[at] + b * job[at + 1], bools), address(scales, 0)
-                for n in range(job[at + 3]):
-                    d[n] = mask[n]
-            inner, width = job[at + 3], job[at + 3 + _EACH] if layer < layers - 1 else last
-            count = _scale(given, d, stack, inner, wide, s, sizes, listed)
-            given = address(between, 0)
-            if layer == layers - 1:
-                given = pointer_to(job[_OUT] + b * stack * last * item, held)
-            if width < wide:
-                _narrow(s, inner, columns, count, w, width, given, stack)
-            else:
-                _tiles(s, inner, columns, count, w, width, wide, given, stack)
+    stack, item = job[_STACK], job[_ITEM]
+    at, wide, end = _FIRST + _EACH * layer, TILE_BYTES // item, layer == job[_LAYERS] - 1
+    inner = job[at + 3]
+    width = job[at + _EACH] if end else job[at + _EACH + 3]
+    own = address(between, place * stack * job[_WIDEST])
+    given = own if layer else pointer_to(job[_M] + b * job[_M_STEP] * item, held)
+    out = pointer_to(job[_OUT] + b * stack * width * item, held) if end else own
+    d, w = pointer_to(job[at] + b * job[at + 1] * item, held), pointer_to(job[at + 2], held)
+    if job[at + 4]:
+        mask, d = pointer_to(job[at] + b * job[at + 1], bools), address(scales, 0)
+        for n in range(inner):
+            d[n] = mask[n]
+    s, columns = address(held, 0), address(listed, 0)
+    count = _scale(given, d, stack, inner, wide, s, sizes, columns)
+    if width < wide:
+        _narrow(s, inner, columns, count, w, width, out, stack)
+    else:
+        _tiles(s, inner, columns, count, w, width, wide, out, stack)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -253,6 +253,22 @@ def test_layers_at_once_and_all_cores_together(samples, dtype):
         np.testing.assert_array_equal(again, out)  # to the bit
 
 
+@pytest.mark.parametrize("layers", [1, 40])
+def test_any_number_of_layers_is_shared(layers, monkeypatch):
+    """Each core takes several samples through a layer, more of them than it takes at a time."""
+    monkeypatch.setattr(small_products, "cores", lambda: 2)
+    helped, run = [], small_products._chain
+    monkeypatch.setattr(small_products, "_chain", lambda *a: helped.append(a[-1]) or run(*a))
+    rng = np.random.default_rng(layers)
+    last, out = rng.standard_normal((17, 3)), np.full((150, 3, 17), np.nan)
+    factors = [(rng.random((150, 17)) < 0.7, rng.standard_normal((17, 17)) / 3) for _ in range(layers)]
+    want = last.T
+    for d, w in factors:
+        want = (want * d[:, None]) @ w.T
+    assert small_products.chain(last, factors, out) and helped == [True]
+    np.testing.assert_allclose(out, want, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("cores", [1, 2])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_a_chain_with_a_matrix_that_is_not_finite_is_refused(value, cores, monkeypatch):
