@@ -33,14 +33,16 @@ def describe(device: str) -> dict[str, Any]:
     }
 
 
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
+def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name as the system gives it, and its widest vectors, which one name may have or not."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = info.read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = told.get("flags", "").split()
+    vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""
+    return " ".join(filter(None, [told.get("model name", platform.machine()), vectors and f"({vectors})"]))
 
 
 def gpu_name() -> str:

@@ -13,6 +13,7 @@ between blocks, float32 promoted to float64.
 """
 
 import contextvars
+import functools
 import itertools
 import os
 import random
@@ -41,10 +42,11 @@ class SimulationError(RuntimeError):
 class Memory:
     """Flat memory that knows its bounds; `array` is the NumPy array behind it."""
 
-    __slots__ = ("array", "name", "size")
+    __slots__ = ("array", "name", "place", "size")
 
     def __init__(self, array, name):
         self.array, self.size, self.name = array.reshape(-1), array.size, name
+        self.place = None  # its address, asked for once
 
     def _check(self, i):
         if not 0 <= i < self.size:
@@ -62,12 +64,15 @@ class Memory:
 
     def vector(self, i, width):
         """The NumPy view of `width` elements from i, for an access of 16 bytes."""
-        self._check(i)
-        self._check(i + width - 1)
-        view = self.array[i : i + width]
-        if view.ctypes.data % (width * view.itemsize):
+        if not 0 <= i <= self.size - width:
+            self._check(i)
+            self._check(i + width - 1)
+        if self.place is None:
+            self.place = self.array.ctypes.data
+        bytes_each = self.array.itemsize
+        if (self.place + int(i) * bytes_each) % (width * bytes_each):
             raise SimulationError(f"{self.name}[{i}]: an access of {width} elements is not aligned")
-        return view
+        return self.array[i : i + width]
 
 
 class Thread(greenlet):
@@ -101,22 +106,27 @@ class Block:
             if not any(ready):
                 ready = self._meet_at_barrier()
             w = self.choose([w for w, threads in enumerate(ready) if threads])
-            for thread in self.order(list(ready[w])):
-                self._advance(thread, ready[w][thread])
+            self._advance(ready[w])
             self.warps[w] = [t for t in self.warps[w] if not t.dead]
             ready[w] = self._meet_in_warp(self.warps[w])
 
-    def _advance(self, thread, args):
+    def _advance(self, ready):
+        """Let threads go on; ready: thread -> what its switch() is given."""
+        thread = None
         try:
-            thread.request = thread.switch(*args)
+            for thread in self.order(list(ready)):
+                thread.request = thread.switch(*ready[thread])
         except SimulationError:
             raise
         except Exception as error:
-            error.add_note(f"in kernel {self.name}, block {tuple(self.index)}, thread {thread.index}")
+            error.add_note(f"in {self._where()}, thread {thread.index}")
             raise
 
     def _meet_in_warp(self, warp):
         """Serve the warp calls whose lanes have all arrived; -> the threads that go on, with what they are given."""
+        calls = {t.request[:3] for t in warp}
+        if len(warp) == WARP and len(calls) == 1 and (call := calls.pop())[:2] == ("warp", FULL):  # as most often
+            return self._served(call[2], dict(enumerate(warp)))
         lanes = {t.index % WARP: t for t in warp}
         freed = {}
         for mask in sorted({t.request[1] for t in warp if t.request[0] == "warp"}):
@@ -132,8 +142,13 @@ class Block:
         operations = {t.request[2] for t in here.values()}
         if len(operations) > 1:
             raise SimulationError(f"{self._where()}: lanes of one warp meet in different calls {sorted(operations)}")
+        return self._served(operations.pop(), here)
+
+    @staticmethod
+    def _served(operation, here):
+        """here: lane -> thread."""
         values = {l: t.request[3] for l, t in here.items()}
-        serve = WARP_CALLS[operations.pop()]
+        serve = WARP_CALLS[operation]
         return {t: (serve(l, values),) for l, t in here.items()}
 
     def _meet_at_barrier(self):
@@ -169,11 +184,11 @@ def _shuffled(seed):
 
 def _taken(lane, values, source):
     """What a shuffle gives: the source lane's value, NaN (or nonsense) from a lane that ended, its own past the end."""
+    if source in values:
+        return values[source][0]
     own = values[lane][0]
     if not 0 <= source < WARP:
         return own
-    if source in values:
-        return values[source][0]
     return type(own)(np.nan if isinstance(own, float | np.floating) else 0x55555555)
 
 
@@ -189,10 +204,14 @@ WARP_CALLS = {
 }
 
 
+@functools.cache
+def _poison(shape, dtype):
+    dtype = np.dtype(dtype)
+    return np.full(shape, np.nan if dtype.kind == "f" else 0x55, dtype)
+
+
 def _poisoned(shape, dtype, name):
-    array = np.empty(shape, dtype)
-    array.fill(np.nan if array.dtype.kind == "f" else 0x55)
-    return Memory(array, name)
+    return Memory(_poison(shape, dtype).copy(), name)
 
 
 class _Shared:
@@ -231,7 +250,7 @@ class Cuda:
 
 
 def _warp_call(name):
-    return staticmethod(lambda mask, *value: getcurrent().wait("warp", mask, name, value))
+    return staticmethod(lambda mask, *value: getcurrent().parent.switch(("warp", mask, name, value)))
 
 
 def _vote(name):

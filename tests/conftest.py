@@ -3,6 +3,7 @@
 The choice is made here, in the environment, because numba reads it once, when it is first imported.
 """
 
+import gc
 import importlib.util
 import os
 
@@ -16,6 +17,9 @@ def _gpu_answers():
 
     return cupy.is_available()
 
+
+gc.set_threshold(50_000)  # a simulated thread makes and drops many objects, none of them in a cycle
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # what JAX compiles runs once
 
 if "GRADLIB_FAKE_GPU" in os.environ:
     os.environ["NUMBA_ENABLE_CUDASIM"] = "1"  # kernels run in the simulator all the same

@@ -186,3 +186,18 @@ def test_every_case_of_ours_and_by_hand_is_right(run):
 @pytest.mark.parametrize("us, text", [(0.5, "0.500 µs"), (12.34, "12.3 µs"), (999.7, "1.00 ms"), (2.5e6, "2.50 s")])
 def test_durations(run, us, text):
     assert run.duration(us) == text
+
+
+@pytest.mark.parametrize(
+    ("info", "name"),
+    [
+        ("model name\t: AMD EPYC\nflags\t\t: fma avx2\nmodel name\t: AMD EPYC\n", "AMD EPYC (AVX2)"),
+        ("model name\t: AMD EPYC\nflags\t\t: avx2 avx512f\n", "AMD EPYC (AVX-512)"),
+        ("model name\t: old\nflags\t\t: sse2\n", "old"),
+    ],
+)
+def test_a_processor_is_named_with_its_vectors(run, info, name, tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text(info)
+    assert run.machine.cpu_name(file) == name
+    assert run.machine.cpu_name(tmp_path / "none")  # another system's

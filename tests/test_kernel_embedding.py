@@ -116,7 +116,7 @@ FAR = {"int64": [2**32 + 1, -(2**32) + 1, 7, -1], "uint64": [2**64 - 6, 2**32 + 
 
 @pytest.mark.parametrize("kind", FAR)
 @pytest.mark.parametrize("n", [3, 8])
-def test_an_id_of_no_row_gives_nan_and_no_gradient(kind, n, schedule):
+def test_an_id_of_no_row_gives_nan_and_no_gradient(kind, n):
     """Far outside in the middle of a piece, and at the border of more than one."""
     good = np.random.default_rng(0).integers(0, 7, 5 * RUN)
     ids = np.concatenate([good.astype(kind), np.repeat(np.array(FAR[kind], kind), 3), np.full(2 * RUN, 7, kind)])

@@ -117,7 +117,7 @@ def sparse(rows, columns, dtype, density=0.3):
         (2, 3, 65, "tanh", "float64"),
     ],
 )
-def test_sparse_rows(rows, columns, n, activation, dtype, schedule):
+def test_sparse_rows(rows, columns, n, activation, dtype):
     values, indices, indptr, dense = sparse(rows, columns, dtype)
     _, w, b, dy = data((rows,), columns, n, dtype, V=2)
     act, slope = activation_of(activation)

@@ -84,7 +84,7 @@ def test_causal_derivatives(n, dtype):
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @pytest.mark.parametrize("n", [4, 5, 36, 515])
-def test_masks_of_any_shape(n, pattern, schedule):
+def test_masks_of_any_shape(n, pattern):
     shape, mask = (2, 3, 2, n), some([n if s is None else s for s in pattern])
     keep = attended(shape, mask, False)
     x = data(shape, "float32", keep)
@@ -94,7 +94,7 @@ def test_masks_of_any_shape(n, pattern, schedule):
 
 @pytest.mark.parametrize("queries", [1, 2, 7, 40])
 @pytest.mark.parametrize("n", [1, 6, 40, 516])
-def test_queries_and_keys_of_any_number(n, queries, schedule):
+def test_queries_and_keys_of_any_number(n, queries):
     if queries * n > 4000:
         queries = 9
     shape = (2, queries, n)
