@@ -48,7 +48,7 @@ def test_rows(n, dtype, smoothing):
 
 
 @pytest.mark.parametrize(("n", "dtype"), LONG)
-def test_long_rows(n, dtype):
+def test_long_rows(n, dtype, schedule):
     """Labels are the first class and the last; the maximum stands among the first numbers, or the last, and is huge."""
     x, _ = data(n, dtype, rows=(2,))
     x[0, 5], x[1, -2] = 30, 1000

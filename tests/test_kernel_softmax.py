@@ -35,7 +35,7 @@ def test_forward(n, dtype):
 
 # the edge of what is held, and three of the longest chunks
 @pytest.mark.parametrize(("n", "dtype"), [*LONG, (16384, "float32"), (32772, "float32")])
-def test_forward_of_long_rows(n, dtype):
+def test_forward_of_long_rows(n, dtype, schedule):
     forward(data(n, dtype)[0], dtype)
 
 
