@@ -231,7 +231,7 @@ def _on_file(data, *command) -> str:
 
 
 if __name__ == "__main__":
-    gc.set_threshold(100_000, 100, 100)  # what the compiler makes stays: looking through it again takes a tenth longer
+    gc.set_threshold(100_000)  # what the compiler makes stays: to look through it again and again takes a tenth longer
     try:
         print(json.dumps(inspect_catalogue(*sys.argv[1:])))
     except RuntimeError as error:

@@ -13,7 +13,6 @@ between blocks, float32 promoted to float64.
 """
 
 import contextvars
-import functools
 import itertools
 import os
 import random
@@ -42,11 +41,10 @@ class SimulationError(RuntimeError):
 class Memory:
     """Flat memory that knows its bounds; `array` is the NumPy array behind it."""
 
-    __slots__ = ("array", "name", "place", "size")
+    __slots__ = ("array", "name", "size")
 
     def __init__(self, array, name):
         self.array, self.size, self.name = array.reshape(-1), array.size, name
-        self.place = None  # its address, asked for once
 
     def _check(self, i):
         if not 0 <= i < self.size:
@@ -64,15 +62,12 @@ class Memory:
 
     def vector(self, i, width):
         """The NumPy view of `width` elements from i, for an access of 16 bytes."""
-        if not 0 <= i <= self.size - width:
-            self._check(i)
-            self._check(i + width - 1)
-        if self.place is None:
-            self.place = self.array.ctypes.data
-        bytes_each = self.array.itemsize
-        if (self.place + int(i) * bytes_each) % (width * bytes_each):
+        self._check(i)
+        self._check(i + width - 1)
+        view = self.array[i : i + width]
+        if view.ctypes.data % (width * view.itemsize):
             raise SimulationError(f"{self.name}[{i}]: an access of {width} elements is not aligned")
-        return self.array[i : i + width]
+        return view
 
 
 class Thread(greenlet):
@@ -106,20 +101,18 @@ class Block:
             if not any(ready):
                 ready = self._meet_at_barrier()
             w = self.choose([w for w, threads in enumerate(ready) if threads])
-            self._advance(ready[w])
+            for thread in self.order(list(ready[w])):
+                self._advance(thread, ready[w][thread])
             self.warps[w] = [t for t in self.warps[w] if not t.dead]
             ready[w] = self._meet_in_warp(self.warps[w])
 
-    def _advance(self, ready):
-        """Let threads go on; ready: thread -> what its switch() is given."""
-        thread = None
+    def _advance(self, thread, args):
         try:
-            for thread in self.order(list(ready)):
-                thread.request = thread.switch(*ready[thread])
+            thread.request = thread.switch(*args)
         except SimulationError:
             raise
         except Exception as error:
-            error.add_note(f"in {self._where()}, thread {thread.index}")
+            error.add_note(f"in kernel {self.name}, block {tuple(self.index)}, thread {thread.index}")
             raise
 
     def _meet_in_warp(self, warp):
@@ -146,7 +139,7 @@ class Block:
 
     @staticmethod
     def _served(operation, here):
-        """here: lane -> thread."""
+        """What the lanes of a call are given. here: lane -> thread."""
         values = {l: t.request[3] for l, t in here.items()}
         serve = WARP_CALLS[operation]
         return {t: (serve(l, values),) for l, t in here.items()}
@@ -184,11 +177,11 @@ def _shuffled(seed):
 
 def _taken(lane, values, source):
     """What a shuffle gives: the source lane's value, NaN (or nonsense) from a lane that ended, its own past the end."""
-    if source in values:
-        return values[source][0]
     own = values[lane][0]
     if not 0 <= source < WARP:
         return own
+    if source in values:
+        return values[source][0]
     return type(own)(np.nan if isinstance(own, float | np.floating) else 0x55555555)
 
 
@@ -204,14 +197,10 @@ WARP_CALLS = {
 }
 
 
-@functools.cache
-def _poison(shape, dtype):
-    dtype = np.dtype(dtype)
-    return np.full(shape, np.nan if dtype.kind == "f" else 0x55, dtype)
-
-
 def _poisoned(shape, dtype, name):
-    return Memory(_poison(shape, dtype).copy(), name)
+    array = np.empty(shape, dtype)
+    array.fill(np.nan if array.dtype.kind == "f" else 0x55)
+    return Memory(array, name)
 
 
 class _Shared:
@@ -250,7 +239,7 @@ class Cuda:
 
 
 def _warp_call(name):
-    return staticmethod(lambda mask, *value: getcurrent().parent.switch(("warp", mask, name, value)))
+    return staticmethod(lambda mask, *value: getcurrent().wait("warp", mask, name, value))
 
 
 def _vote(name):
