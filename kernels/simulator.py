@@ -117,9 +117,6 @@ class Block:
 
     def _meet_in_warp(self, warp):
         """Serve the warp calls whose lanes have all arrived; -> the threads that go on, with what they are given."""
-        calls = {t.request[:3] for t in warp}
-        if len(warp) == WARP and len(calls) == 1 and (call := calls.pop())[:2] == ("warp", FULL):  # as most often
-            return self._served(call[2], dict(enumerate(warp)))
         lanes = {t.index % WARP: t for t in warp}
         freed = {}
         for mask in sorted({t.request[1] for t in warp if t.request[0] == "warp"}):
@@ -135,13 +132,8 @@ class Block:
         operations = {t.request[2] for t in here.values()}
         if len(operations) > 1:
             raise SimulationError(f"{self._where()}: lanes of one warp meet in different calls {sorted(operations)}")
-        return self._served(operations.pop(), here)
-
-    @staticmethod
-    def _served(operation, here):
-        """What the lanes of a call are given. here: lane -> thread."""
         values = {l: t.request[3] for l, t in here.items()}
-        serve = WARP_CALLS[operation]
+        serve = WARP_CALLS[operations.pop()]
         return {t: (serve(l, values),) for l, t in here.items()}
 
     def _meet_at_barrier(self):
